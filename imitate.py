@@ -1,0 +1,302 @@
+"""Imitation of scripted players, on rollouts of the same loop: what reinforcement learning starts from.
+
+    python imitate.py --output embedded-policy               build the embedded policy from nothing (about 10 minutes)
+    python imitate.py --model FOLDER --output warm-start     teach a model the reply format by imitation
+
+A scripted player plays packs; its replies are written into the episodes as if the model had sampled them, and the model is
+trained on their likelihood. Small models that never produce the reply format need this before CoD training.
+
+The embedded policy is a Qwen3-architecture model of 190,000 weights. It is built in stages, each of which has to reach its
+goal: drills (copy the value that belongs to a key), a clean player, and at last a mediocre one that heads for the goal most of
+the time, but rarely uses what it knows and writes bad hints. What is left for reinforcement learning is to find out that
+good hints, and using them, pay.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from envs import MOVES, BadInput, make_pack
+from eval import command_line, flag, parse_flags, summarise
+from players import ACTIONS, Planner, Player
+from rollout import (
+    ChatFormat,
+    Episode,
+    Lora,
+    Policy,
+    Reply,
+    Rollout,
+    add_adapter,
+    batches_by_length,
+    load_model,
+    pad_batch,
+    play,
+    run,
+)
+
+PLAYERS = {
+    "clean": {},
+    "mediocre": {"plan": 0.8, "recall": 0.35, "write": 0.5, "wrong": 0.1},
+}
+
+
+@dataclass(frozen=True)
+class ImitateConfig:
+    output: str = flag("", "folder for the model (must not exist yet)")
+    model: str = flag("", "model folder or hub name to start from; empty: build the embedded policy from nothing")
+    player: Literal["clean", "mediocre"] = flag("clean", "whom to imitate (with --model)")
+    level: Literal["tiny", "train", "hard"] = flag("tiny", "level of FrozenLake (with --model)")
+    steps: int = flag(100, "optimiser steps (with --model)")
+    packs_per_step: int = flag(24, "packs played by the player in a step")
+    pack_size: int = flag(4, "tasks in a pack")
+    lr: float = flag(5e-4, "peak learning rate; it rises over the first tenth, then falls to a tenth (with --model)")
+    lora_rank: int = flag(0, "train a LoRA adapter of this rank and merge it at the end; 0: all weights")
+    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored")
+    seed: int = flag(0, "seed of the weights, the packs and the player")
+
+
+class Teacher:
+    """A scripted player whose replies are written into the episodes as if a model had sampled them."""
+
+    def __init__(self, player: Player, chat: ChatFormat):
+        self.player, self.chat = player, chat
+
+    def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
+        replies = self.player.reply(episodes)
+        for episode, reply in replies:
+            self.chat.open_turn(episode)
+            ids = [*self.chat.encode(self.chat.clean(reply.text)), self.chat.turn_end]
+            episode.add(ids, [0.0] * len(ids))
+        return replies
+
+
+def lessons(player: Player, chat: ChatFormat, config: ImitateConfig, first_seed: int) -> Iterator[list[Episode]]:
+    """Endless batches of episodes of packs that a player plays, never the same pack twice."""
+    teacher = Teacher(player, chat)
+    for batch in count():
+        seeds = range(first_seed + batch * config.packs_per_step, first_seed + (batch + 1) * config.packs_per_step)
+        games = [play(make_pack("frozenlake", seed, config.pack_size, config.level)) for seed in seeds]
+        yield [episode for rollout in run(games, teacher) for episode in rollout.episodes]
+
+
+def imitate(
+    policy: Policy,
+    batches: Iterator[list[Episode]],
+    steps: int,
+    lr: Callable[[float], float],
+    name: str,
+    budget: int,
+    reached: Callable[[int, float], bool] | None = None,
+) -> bool:
+    """Maximise the likelihood of the masked tokens; `lr` maps progress in [0, 1) to a learning rate.
+
+    Ends after `steps`, or as soon as `reached(step, loss)`; returns whether that happened (True if there is no goal).
+    """
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    bar = tqdm(range(steps), desc=name, unit="step")
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = lr(step / steps)
+        episodes = next(batches)
+        n_tokens = sum(episode.n_sampled for episode in episodes)
+        total = 0.0
+        policy.model.train()
+        for batch in batches_by_length({episode: len(episode.ids) for episode in episodes}, budget):
+            ids, mask, _ = pad_batch(batch, policy.device)  # [B, T], [B, T]
+            logp, _ = policy.logprobs(ids, mask)  # [B, T]
+            loss = -logp.sum() / n_tokens
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{total:.3f}")
+        if reached is not None and reached(step, total):
+            bar.close()
+            return True
+    return reached is None
+
+
+def rise_and_fall(peak: float) -> Callable[[float], float]:
+    """A learning rate that rises over the first tenth and then falls to a tenth of its peak."""
+    return lambda progress: peak * min(1.0, 10 * progress + 0.02, 1.1 - progress)
+
+
+def sample_packs(policy: Policy, packs: int, level: str, pack_size: int, seed: int) -> list[Rollout]:
+    """Rollouts of the policy itself on packs that no lesson uses."""
+    policy.seed("imitate", seed)
+    policy.fresh_cache()
+    return run([play(make_pack("frozenlake", n, pack_size, level)) for n in range(packs)], policy)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The embedded policy
+
+VALUE = "Direction [1-4]|unknown"  # what is looked up, copied and learnt: always a token of its own
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def phrases(texts: set[str]) -> list[str]:
+    """Every line of the texts, cut where a value stands. A line break goes with the line it ends; right behind a value it
+    goes with what follows, so that a value is always the very next token after its key ("- up: ", "\\n- down: ")."""
+    pieces = set()
+    for text in texts:
+        for k, part in enumerate(re.split(f"({VALUE})", text)):
+            pieces.update([part] if k % 2 else re.findall(r"\n?[^\n]+\n?", part))
+    return sorted(piece for piece in pieces if len(piece) > 1)
+
+
+def build_tokenizer() -> PreTrainedTokenizerBase:
+    """Bytes, plus one token for every phrase of level tiny: a conversation there is 50-70 tokens long.
+
+    Any other text is spelled in bytes, so the policy reads every prompt that a large model reads.
+    """
+    games = [play(make_pack("frozenlake", seed, 4, "tiny")) for seed in range(2000)]
+    rollouts = run(games, Planner(0, **PLAYERS["mediocre"]))
+    texts = {message["content"] for rollout in rollouts for e in rollout.episodes for message in e.messages}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    roles = [
+        AddedToken(f"<|{name}|>", special=True, normalized=False) for name in ("system", "user", "assistant", "end")
+    ]
+    tokenizer.add_special_tokens(roles)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases(texts)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", model_max_length=8192)
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=0.1,  # at the usual 0.02 so small a model does not learn to look values up
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def drill(chat: ChatFormat, rng: random.Random, lines: int = 24) -> Episode:
+    """Loose hint, reply and effect lines under one mapping; to be learnt is every value that an earlier line has shown."""
+    action_of = dict(zip(MOVES, rng.sample(ACTIONS, 4), strict=True))
+    shown: set[str] = set()
+    episode = Episode("drill", 0, [], "")
+    effect = ": row 1, column 2 to row 1, column 1.\n"
+    kinds = [("- {}: ", ""), ("\n- {}: ", ""), ("You moved {} with ", effect), ("Go {}: <answer>", "</answer>")]
+    for _ in range(lines):
+        way = rng.choice(list(MOVES))
+        key, rest = rng.choice(kinds)
+        episode.add(chat.encode(key.format(way)))
+        episode.add(chat.encode(action_of[way]), [0.0] if way in shown else None)
+        episode.add(chat.encode(rest))
+        shown.add(way)
+    return episode
+
+
+def hint_quality(rollouts: list[Rollout]) -> tuple[float, float]:
+    """Share of right and of wrong entries in the hints written before the last task (the rest says unknown)."""
+    right = wrong = 0
+    for rollout in rollouts:
+        mapping = make_pack("frozenlake", rollout.pack_seed, 1, "tiny").tasks[0].mapping
+        for way, number in re.findall(r"^- (\w+): Direction ([1-4])$", rollout.of("update")[-1].context, re.MULTILINE):
+            right += mapping[int(number) - 1] == way
+            wrong += mapping[int(number) - 1] != way
+    return right / (4 * len(rollouts)), wrong / (4 * len(rollouts))
+
+
+def build_embedded(config: ImitateConfig) -> Policy:
+    """Build the embedded policy stage by stage; raises BadInput if a stage does not reach its goal with this seed."""
+    tokenizer = build_tokenizer()
+    policy = Policy(build_model(tokenizer), tokenizer)
+    chat, budget = policy.chat, config.tokens_per_microbatch
+    rng = random.Random(config.seed)
+
+    def require(goal: bool, stage: str, what: str) -> None:
+        print(f"{stage}: {what}")
+        if not goal:
+            raise BadInput(f"seed={config.seed}: stage {stage!r} did not reach its goal; try another seed")
+
+    drills = ([drill(chat, rng) for _ in range(64)] for _ in count())
+    goal = imitate(policy, drills, 2500, lambda _: 2e-3, "drills", budget, lambda _, loss: loss < 0.15)
+    require(goal, "drills", "loss under 0.15 on looking values up")
+
+    def good_hints(step: int, _) -> bool:
+        right, wrong = hint_quality(sample_packs(policy, 128, "tiny", 4, 0)) if step % 50 == 49 else (0.0, 1.0)
+        return right >= 0.8 and wrong < 0.05
+
+    clean = lessons(Planner(config.seed), chat, config, 10**6)
+    goal = imitate(policy, clean, 600, lambda _: 3e-3, "clean player", budget, good_hints)
+    require(goal, "clean player", "hints after three tasks: at least 80 % right, under 5 % wrong")
+    imitate(policy, clean, 150, lambda progress: 2e-3 * (1 - 0.95 * progress), "clean player, settling", budget)
+    record = summarise("clean", sample_packs(policy, 512, "tiny", 4, 0))
+    goal = record["success"][3] >= 0.8 and record["broken_format"] < 0.01
+    require(goal, "clean player, settling", f"success {record['success']}, broken format {record['broken_format']:.2%}")
+
+    mediocre = lessons(Planner(config.seed, **PLAYERS["mediocre"]), chat, config, 10**7)
+    imitate(policy, mediocre, 150, rise_and_fall(5e-4), "mediocre player", budget)
+    record = summarise("mediocre", sample_packs(policy, 512, "tiny", 4, 0))
+    goal = max(record["success"]) <= 0.3 and record["broken_format"] < 0.02
+    require(goal, "mediocre player", f"success {record['success']}, broken format {record['broken_format']:.2%}")
+    return policy
+
+
+def main() -> None:
+    config = parse_flags(ImitateConfig)
+    for name in ("steps", "packs_per_step", "pack_size", "lr", "tokens_per_microbatch"):
+        if getattr(config, name) <= 0:
+            raise BadInput(f"{name}={getattr(config, name)}: must be above 0")
+    if not config.output or Path(config.output).exists():
+        raise BadInput(f"output={config.output!r}: name a folder that does not exist yet")
+    torch.manual_seed(config.seed)
+    if not config.model:
+        policy = build_embedded(config)
+        model = policy.model
+    else:
+        model, tokenizer = load_model(config.model, config.dtype, "cuda" if torch.cuda.is_available() else "cpu")
+        if config.lora_rank:
+            model = add_adapter(model, Lora(config.lora_rank, 2 * config.lora_rank))
+        policy = Policy(model, tokenizer)
+        batches = lessons(Planner(config.seed, **PLAYERS[config.player]), policy.chat, config, 10**6)
+        imitate(
+            policy,
+            batches,
+            config.steps,
+            rise_and_fall(config.lr),
+            f"{config.player} player",
+            config.tokens_per_microbatch,
+        )
+        if config.lora_rank:
+            model = model.merge_and_unload()
+    model.save_pretrained(config.output)
+    policy.chat.tokenizer.save_pretrained(config.output)
+    print(f"written: {config.output}")
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,512 @@
+"""The rollout loop and the policy that plays it.
+
+`play` is the Connect-the-Dots loop over one pack: solve a task, write a hint, solve the next task with it, ... It is a
+plain generator that yields the conversation waiting for a reply, so anything that turns conversations into text can
+drive it: the language-model `Policy` below, a scripted player (players.py), a test. `run` drives many at once.
+
+Token in, token out: an `Episode` holds the exact ids of its conversation. The first prompt is rendered once with the
+chat template, sampled ids are appended as they are (stop token included), and each later observation is appended as
+the template's suffix for one more user turn. History is never rendered or tokenised again, so what is trained is
+what was sampled, and one episode is one training sequence however many turns it has.
+"""
+
+import functools
+import random
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from jinja2 import TemplateError
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedTokenizerBase
+
+from context import NO_HINTS_YET, parse_update, quote, solve_system, update_messages
+from envs import BadInput, Pack
+
+# ---------------------------------------------------------------------------------------------------------
+# The loop
+
+
+@dataclass
+class Reply:
+    """What a policy answered to a conversation. `truncated`: cut by the length cap before a stop token came."""
+
+    text: str
+    n_tokens: int = 0
+    truncated: bool = False
+
+
+@dataclass(eq=False)  # an episode is an object with an identity: the sampler keeps its KV cache by it
+class Episode:
+    """One conversation, the unit of credit and of training: a solved task, or the hint update after it.
+
+    `ids`, `mask` and `logps` are as long as the conversation in tokens: the ids, whether each was sampled by the policy,
+    and its log-probability when it was (0 elsewhere). A policy without tokens leaves them empty.
+    """
+
+    kind: str  # "solve" or "update"
+    position: int  # index of its task in the pack
+    messages: list[dict]  # the same conversation as text
+    context: str  # solve: the hint it was given; update: the hint it wrote
+    ids: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    outcome: float = 0.0  # solve: the environment's reward
+    reward: float = 0.0  # what is trained on: outcome with the length penalty, or the update's format reward
+    advantage: float = 0.0  # set by the trainer
+    broken_format: bool = False  # a reply that could not be read ended the task, or the hint could not be read
+    replies: list[Reply] = field(default_factory=list)
+
+    def add(self, ids: Iterable[int], logps: Iterable[float] | None = None) -> None:
+        """Append tokens: sampled ones with their log-probabilities, others without."""
+        ids = list(ids)
+        self.ids += ids
+        self.mask += [logps is not None] * len(ids)
+        self.logps += [0.0] * len(ids) if logps is None else logps
+
+    @property
+    def n_sampled(self) -> int:
+        """Number of tokens that the policy sampled."""
+        return sum(self.mask)
+
+
+@dataclass
+class Rollout:
+    """One playthrough of a pack: solve 0, update 0, solve 1, ..., solve S-1."""
+
+    pack_seed: int
+    episodes: list[Episode]
+
+    def of(self, kind: str) -> list[Episode]:
+        return [episode for episode in self.episodes if episode.kind == kind]
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Length penalty of solved tasks and format penalty of hint updates (cod = coefficient, lo/hi in tokens)."""
+
+    length: float = 0.1
+    tokens_lo: float = 1e6
+    tokens_hi: float = 2e6
+    bad_hint: float = 0.1
+
+    def solve_reward(self, outcome: float, reply_tokens: list[int], max_turns: int) -> float:
+        """max(0, r - c * (mean_turns clip((tokens - lo) / (hi - lo), 0, 1) + turns / max_turns)) if r > 0."""
+        if outcome <= 0 or not reply_tokens:
+            return outcome
+        spans = [(n - self.tokens_lo) / (self.tokens_hi - self.tokens_lo) for n in reply_tokens]
+        verbosity = sum(min(max(span, 0.0), 1.0) for span in spans) / len(spans)
+        return max(0.0, outcome - self.length * (verbosity + len(reply_tokens) / max_turns))
+
+
+def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> Generator[Episode, Reply, Rollout]:
+    """Play one pack: yields the episode whose conversation waits for a reply, is sent the reply, returns a Rollout.
+
+    With `hints=False` no hints are asked for and every task sees the initial context: the ablation "hints blanked",
+    and task-by-task RL when the pack has one task. A Ralph loop is a pack made with ralph=True.
+    """
+    episodes = []
+    context = NO_HINTS_YET
+    for position, task in enumerate(pack.tasks):
+        observation, done = task.reset(), False
+        system = {"role": "system", "content": solve_system(task.rules, context)}
+        episode = Episode("solve", position, [system, {"role": "user", "content": quote(observation)}], context)
+        while not done:
+            reply = yield episode
+            episode.replies.append(reply)
+            observation, done = task.step(reply.text)
+            episode.messages.append({"role": "assistant", "content": reply.text})
+            episode.messages.append({"role": "user", "content": quote(observation)})
+        episode.outcome, episode.broken_format = task.reward, task.broken_format
+        lengths = [reply.n_tokens for reply in episode.replies]
+        episode.reward = penalties.solve_reward(task.reward, lengths, task.max_turns)
+        episodes.append(episode)
+        if hints and position + 1 < len(pack.tasks):
+            transcript = [{"role": "system", "content": task.rules}, *episode.messages[1:]]
+            messages = update_messages(context, transcript, episode.reward, task.feedback)
+            update = Episode("update", position, messages, context)
+            reply = yield update
+            update.replies.append(reply)
+            update.messages.append({"role": "assistant", "content": reply.text})
+            context, readable = parse_update(reply.text)
+            update.context, update.broken_format = context, not readable
+            update.reward = 0.0 if readable else -penalties.bad_hint
+            episodes.append(update)
+    return Rollout(pack.seed, episodes)
+
+
+def run(games: Iterable[Generator], policy, at_once: int = 256, progress: str | None = None) -> list[Rollout]:
+    """Drive many `play` generators with one policy; their rollouts, in order.
+
+    `policy.reply(list[Episode]) -> list[tuple[Episode, Reply]]` is given the conversations that newly wait for a reply and
+    returns those it has finished, one at least, of all it was ever given; a game goes on as soon as its reply is there. At
+    most `at_once` games are under way; the next one starts when one ends. `progress` names a progress bar.
+    """
+    games = list(games)
+    rollouts: list[Rollout | None] = [None] * len(games)
+    unstarted = list(range(len(games)))[::-1]
+    under_way: dict[Episode, int] = {}  # the conversation that waits for a reply -> index of its game
+    asking: list[Episode] = []
+    with tqdm(total=len(games), desc=progress, disable=progress is None, leave=False, unit="pack") as bar:
+        while True:
+            while unstarted and len(under_way) < at_once:
+                i = unstarted.pop()
+                asking.append(next(games[i]))
+                under_way[asking[-1]] = i
+            if not under_way:
+                return rollouts
+            answers, asking = policy.reply(asking), []
+            for episode, reply in answers:
+                i = under_way.pop(episode)
+                try:
+                    asking.append(games[i].send(reply))
+                    under_way[asking[-1]] = i
+                except StopIteration as stop:
+                    rollouts[i] = stop.value
+                    bar.update()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Conversations as tokens
+
+
+class ChatFormat:
+    """Turns messages into token ids with the tokenizer's chat template, piece by piece.
+
+    All message text is data: special tokens spelled out in it are broken up before it is tokenised, so only the
+    template itself can produce them. Raises BadInput if the template cannot be used this way.
+    """
+
+    REPLY, TEXT = "A previous reply 71.", "The next observation 82."  # stand-ins, found again in rendered text
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        if tokenizer.chat_template is None:
+            raise BadInput(f"model={tokenizer.name_or_path!r}: no chat template; an instruction-tuned model is needed")
+        self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.encode = functools.lru_cache(maxsize=20_000)(self._encode)
+        opening = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "Observation."}]
+        closed = [*opening, {"role": "assistant", "content": self.REPLY}]
+        rendered = self._render([*closed, {"role": "user", "content": self.TEXT}], add_generation_prompt=True)
+        if rendered.count(self.REPLY) != 1 or rendered.count(self.TEXT) != 1:
+            raise BadInput(f"model={tokenizer.name_or_path!r}: its chat template does not show every message once")
+        after_reply = rendered.split(self.REPLY)[1]
+        # what stands between a reply and the text of the next user message, and after that text
+        self.before, self.after = after_reply.split(self.TEXT)
+        self.stop_ids = self._stop_ids()
+        self.turn_end = self._encode(self.before)[0]
+        if self.turn_end not in self.stop_ids:
+            raise BadInput(
+                f"model={tokenizer.name_or_path!r}: its chat template does not end a reply with a stop token "
+                f"but with {self.before[:20]!r}; a reply could never end where the template ends it"
+            )
+
+    def open_turn(self, episode: Episode) -> None:
+        """Append everything up to where the assistant's next reply begins.
+
+        At first that is the whole rendered conversation; later the end of the assistant's turn (unless the reply ended it
+        itself), a user turn with the last message, and the opening of the assistant's turn.
+        """
+        if not episode.ids:
+            messages = [{**message, "content": self.clean(message["content"])} for message in episode.messages]
+            episode.add(self._encode(self._render(messages, add_generation_prompt=True)))
+        else:
+            ids = self.encode(self.before + self.clean(episode.messages[-1]["content"]) + self.after)
+            episode.add(ids[1:] if episode.ids[-1] == ids[0] else ids)
+
+    def text(self, ids: list[int]) -> str:
+        """A sampled reply as text, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def clean(self, text: str) -> str:
+        """Text without anything that would be tokenised as a special token: a space goes after its first character."""
+        while found := [token for token in self.special if token in text]:
+            for token in found:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _render(self, messages: list[dict], **options) -> str:
+        try:  # models with a thinking mode read enable_thinking; other templates ignore it
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options)
+        except TemplateError as error:
+            raise BadInput(f"model={self.tokenizer.name_or_path!r}: its chat template refuses: {error}") from error
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _stop_ids(self) -> set[int]:
+        """The tokenizer's eos, and the special token with which the template ends a reply."""
+        first = self._encode(self.before)[0]
+        ends_turn = {first} if self.tokenizer.convert_ids_to_tokens(first) in self.special else set()
+        return ends_turn | {self.tokenizer.eos_token_id}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The language-model policy
+
+
+PREFILL_TOKENS = 1 << 14  # at most this many prompt tokens go through the model in one forward pass
+
+
+class RowCache(Cache):
+    """A KV cache whose rows have lengths of their own: each row is one conversation, which grows by any number of
+    tokens at a time and can be replaced by a new one. Keys and values are [rows, heads, capacity, head_dim] per layer.
+
+    Before a forward pass `view` says which rows take part, where in each its new tokens go, and how much to read.
+    """
+
+    def __init__(self):
+        super().__init__(layers=[])
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def view(self, rows: Tensor, positions: Tensor, length: int, n_rows: int) -> None:
+        """rows [b]; positions [b, t], where the new tokens go; length: of the part to attend to."""
+        self.rows, self.positions, self.length, self.n_rows = rows, positions, length, n_rows
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return self._store(self.keys, keys, layer_idx), self._store(self.values, values, layer_idx)
+
+    def _store(self, stores: list[Tensor], new: Tensor, layer: int) -> Tensor:
+        """new [b, heads, t, head_dim] -> everything of these rows up to `length`, [b, heads, length, head_dim]."""
+        if layer == len(stores):
+            stores.append(new.new_zeros(0, new.shape[1], 0, new.shape[3]))
+        rows, _, capacity, _ = stores[layer].shape
+        if rows < self.n_rows or capacity < self.length:
+            grown = (max(rows, self.n_rows), new.shape[1], max(2 * capacity, self.length), new.shape[3])
+            grown_store = new.new_zeros(grown)
+            grown_store[:rows, :, :capacity] = stores[layer]
+            stores[layer] = grown_store
+        store = stores[layer]
+        store[self.rows[:, None], :, self.positions] = new.transpose(1, 2)  # indexed this way it is [b, t, heads, dim]
+        if len(self.rows) == len(store):  # every row, in order
+            return store[:, :, : self.length]
+        return store[self.rows, :, : self.length]
+
+
+@dataclass(eq=False)
+class Draft:
+    """A reply that is being sampled: at most `room` tokens for the conversation in a row of the cache."""
+
+    episode: Episode
+    row: int
+    room: int
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+
+
+class Policy:
+    """A Hugging Face causal language model that answers conversations by sampling.
+
+    Temperature applies to the log-probabilities too; no top-k, no top-p. `fresh_cache()` must be called whenever the
+    weights have changed, `seed(...)` wherever a new and reproducible stream of samples should begin.
+    """
+
+    def __init__(self, model, tokenizer, temperature: float = 1.0, max_reply_tokens: int = 256):
+        self.model = model
+        self.chat = ChatFormat(tokenizer)
+        self.temperature = temperature
+        self.max_reply_tokens = max_reply_tokens
+        self.device = next(model.parameters()).device
+        self.generator = torch.Generator(self.device)
+        self.max_length = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
+        self.fresh_cache()
+
+    def seed(self, *parts) -> None:
+        self.generator.manual_seed(random.Random("/".join(map(str, parts))).getrandbits(63))
+
+    def fresh_cache(self) -> None:
+        self.cache = RowCache()
+        self.conversations: list[Episode] = []  # which conversation each row of the cache belongs to
+        self.cached: list[int] = []  # how many of its tokens are in there
+        self.drafts: list[Draft] = []  # the replies being sampled, by ascending row
+        self.hidden: Tensor | None = None  # [drafts, d], hidden state after the last token of each
+
+    @torch.no_grad()
+    def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
+        """Go on sampling, these conversations included, until a quarter of the open replies is complete.
+
+        Complete replies are appended to their episodes (ids, mask, log-probabilities) and returned; the others go on in
+        the next call. So a long reply holds up nobody, and the prompts of those that go on are read in batches.
+        """
+        self.model.eval()
+        self._open(episodes)
+        complete = [draft for draft in self.drafts if draft.room <= 0]  # the conversation has outgrown the model
+        enough = max(1, len(self.drafts) // 4)
+        rows = [draft.row for draft in self.drafts]
+        going = [k for k, draft in enumerate(self.drafts) if draft.room > 0]
+        while going and len(complete) < enough:
+            logits = self.head(self.hidden).float() / self.temperature  # [b, V]
+            all_logp = logits.log_softmax(dim=-1)  # [b, V]
+            token = torch.multinomial(all_logp.exp(), 1, generator=self.generator)  # [b, 1]
+            drawn, logp = token[:, 0].tolist(), all_logp.gather(1, token)[:, 0].tolist()
+            for k in going:
+                draft = self.drafts[k]
+                draft.ids.append(drawn[k])
+                draft.logps.append(logp[k])
+                if drawn[k] in self.chat.stop_ids or len(draft.ids) == draft.room:
+                    complete.append(draft)
+            going = [k for k in going if self.drafts[k] not in complete]
+            if (
+                going
+            ):  # complete ones stay in the batch until the end of this call; what they write is written over later
+                self.hidden = self._forward(token, rows)[:, 0]  # [b, d]
+                for k in going:
+                    self.cached[rows[k]] += 1
+        self.drafts = [self.drafts[k] for k in going]
+        self.hidden = self.hidden[going]  # [drafts, d]
+        return [(draft.episode, self._close(draft)) for draft in complete]
+
+    def _open(self, episodes: list[Episode]) -> None:
+        """Bring the conversations to where a reply begins, read them into the cache, and add a draft for each."""
+        new = []
+        for episode, row in zip(episodes, self._rows(episodes), strict=True):
+            self.chat.open_turn(episode)
+            room = min(self.max_reply_tokens, self.max_length - len(episode.ids))
+            new.append(Draft(episode, row, room))
+        hidden = [] if self.hidden is None else [self.hidden]
+        hidden = torch.cat(hidden + self._ingest(new))  # [drafts, d]
+        self.drafts += new
+        order = sorted(range(len(self.drafts)), key=lambda k: self.drafts[k].row)
+        self.drafts, self.hidden = [self.drafts[k] for k in order], hidden[order]
+
+    def _close(self, draft: Draft) -> Reply:
+        draft.episode.add(draft.ids, draft.logps)
+        truncated = not draft.ids or draft.ids[-1] not in self.chat.stop_ids
+        return Reply(self.chat.text(draft.ids), len(draft.ids), truncated)
+
+    def _rows(self, episodes: list[Episode]) -> list[int]:
+        """The cache row of each conversation; new ones take the rows of conversations that are over."""
+        known = {episode: row for row, episode in enumerate(self.conversations)}
+        taken = {known[episode] for episode in episodes if episode in known} | {draft.row for draft in self.drafts}
+        free = [row for row in range(len(self.conversations)) if row not in taken][::-1]
+        rows = []
+        for episode in episodes:
+            if episode not in known:
+                if not free:
+                    free.append(len(self.conversations))
+                    self.conversations.append(episode)
+                    self.cached.append(0)
+                row = known[episode] = free.pop()
+                self.conversations[row], self.cached[row] = episode, 0
+            rows.append(known[episode])
+        return rows
+
+    def _ingest(self, drafts: list[Draft]) -> list[Tensor]:
+        """Feed what the cache does not hold yet of each conversation; their hidden states [1, d] after the last token."""
+        pending = {draft: draft.episode.ids[self.cached[draft.row] :] for draft in drafts}
+        hidden: dict[Draft, Tensor] = {}
+        for batch in batches_by_length({draft: len(ids) for draft, ids in pending.items()}, PREFILL_TOKENS):
+            batch = sorted(batch, key=lambda draft: draft.row)
+            ids = [torch.tensor(pending[draft]) for draft in batch]
+            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)  # [b, t]
+            states = self._forward(padded, [draft.row for draft in batch])  # [b, t, d]
+            for k, draft in enumerate(batch):
+                hidden[draft] = states[k, len(pending[draft]) - 1][None]
+                self.cached[draft.row] += len(pending[draft])
+        return [hidden[draft] for draft in drafts]
+
+    def _forward(self, tokens: Tensor, rows: list[int]) -> Tensor:
+        """tokens [b, t] (right-padded) go behind what the cache holds of `rows` (ascending); hidden states [b, t, d].
+
+        Padding is written behind its row's last token, where the next real token overwrites it before anything sees it.
+        """
+        at = torch.tensor([self.cached[row] for row in rows], device=self.device)  # [b]
+        positions = at[:, None] + torch.arange(tokens.shape[1], device=self.device)  # [b, t]
+        length = max(self.cached[row] for row in rows) + tokens.shape[1]
+        visible = torch.arange(length, device=self.device) <= positions[:, None, :, None]  # [b, 1, t, length]
+        self.cache.view(torch.tensor(rows, device=self.device), positions, length, len(self.conversations))
+        return self.decoder(
+            input_ids=tokens, attention_mask=visible, position_ids=positions, past_key_values=self.cache, use_cache=True
+        ).last_hidden_state
+
+    def logprobs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, T] of the tokens of ids [B, T] where mask [B, T] is true (0 elsewhere), at the sampling
+        temperature, and the entropy [B, T] of the distributions they were drawn from (no gradient).
+
+        Logits are computed at those positions only. Padding on the right needs no attention mask: attention is causal.
+        """
+        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, d]
+        sampled = mask[:, 1:]  # [B, T-1]; token t is predicted by the hidden state at t - 1
+        logits = self.head(hidden[:, :-1][sampled]).float() / self.temperature  # [n, V]
+        all_logp = logits.log_softmax(dim=-1)  # [n, V]
+        logp = torch.zeros(ids.shape, device=ids.device)  # [B, T]
+        logp[:, 1:][sampled] = all_logp.gather(1, ids[:, 1:][sampled][:, None])[:, 0]
+        entropy = torch.zeros(ids.shape, device=ids.device)  # [B, T]
+        with torch.no_grad():
+            entropy[:, 1:][sampled] = -(all_logp.exp() * all_logp).sum(dim=-1)
+        return logp, entropy
+
+
+def batches_by_length(lengths: dict, budget: int) -> list[list]:
+    """Keys of `lengths` (key -> number of tokens) in batches of similar length, longest first: a padded batch holds at
+    most `budget` tokens (but at least one key), and nothing in it is padded to more than twice its length."""
+    batches: list[list] = []
+    longest = 0
+    for key in sorted(lengths, key=lambda key: -lengths[key]):
+        if not batches or (len(batches[-1]) + 1) * longest > budget or 2 * lengths[key] < longest:
+            batches.append([])
+            longest = lengths[key]
+        batches[-1].append(key)
+    return batches
+
+
+def pad_batch(episodes: list[Episode], device) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [B, T], mask [B, T] (true where sampled), logps [B, T] (when sampled), padded on the right."""
+
+    def pad(rows: list[list], dtype) -> Tensor:
+        tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
+
+    return (
+        pad([episode.ids for episode in episodes], torch.long),
+        pad([episode.mask for episode in episodes], torch.bool),
+        pad([episode.logps for episode in episodes], torch.float32),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Loading
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A fresh LoRA adapter on all linear layers (the output head excepted)."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+def load_model(model: str, dtype: str = "auto", device: str | torch.device = "cpu"):
+    """(model, tokenizer) from a folder or a hub name. Raises BadInput in one line if that is not possible."""
+    transformers.utils.logging.disable_progress_bar()
+    if not Path(model).exists() and (HERE / model).exists():  # the embedded policy, from any working directory
+        model = str(HERE / model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device), tokenizer
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model={model!r}: cannot be loaded ({str(error).splitlines()[0]})") from error
+
+
+def add_adapter(model, lora: Lora | None = None, folder: Path | None = None) -> PeftModel:
+    """The model with a trainable adapter: a fresh one from the global random state, or the one saved in `folder`."""
+    if folder is not None:
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, settings)

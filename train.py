@@ -1,0 +1,525 @@
+"""CoD training: reinforcement learning over packs of related tasks, hints included, end to end.
+
+    python train.py                                            the embedded policy on FrozenLake-Obscure, on a CPU
+    python train.py --model Qwen/Qwen3-1.7B --level train ...  any Hugging Face chat model, with LoRA
+    python train.py settings.yaml --lr 1e-3                    settings from a file; flags win over it
+    python train.py --resume runs/NAME                         go on with an interrupted run, exactly
+    accelerate launch --num_processes 2 train.py ...           each process plays its share of the packs
+
+One step: play `packs_per_step` packs, each `group_size` times; returns and advantages for every episode from the rewards
+of its own task and the later ones; one policy-gradient step on all sampled tokens. Differences from the paper: LoRA
+instead of full fine-tuning, a decaying learning rate by default, and batch sizes and learning rate fit for small models.
+
+A run folder holds config.json, metrics.jsonl, samples/ (rollouts as text), checkpoints/ (the last two), and at the end
+adapter/ and curves.png.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from peft import load_peft_weights, set_peft_model_state_dict
+
+from envs import BadInput, make_pack
+from eval import command_line, draw, evaluate, flag, is_run, parse_flags, reference_players, table
+from grpo import episode_returns, group_advantages, policy_loss, rebalance
+from rollout import (
+    Episode,
+    Lora,
+    Penalties,
+    Policy,
+    Rollout,
+    add_adapter,
+    batches_by_length,
+    load_model,
+    pad_batch,
+    play,
+    run,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    # the model
+    model: str = flag("embedded-policy", "model folder or hub name; it needs a chat template")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights of the base model; auto: as they are stored")
+    lora_rank: int = flag(16, "rank of the LoRA adapter, on all linear layers")
+    lora_alpha: int = flag(32, "scale of the adapter (alpha / rank multiplies it)")
+    lora_dropout: float = flag(0.0, "dropout in the adapter")
+    # the tasks
+    env: str = flag("frozenlake", "environment (envs.py)")
+    level: str = flag("tiny", "level of the environment")
+    pack_size: int = flag(4, "S, tasks in a pack; 1 is task-by-task RL without hints")
+    ralph: bool = flag(False, "Ralph loop: all tasks of a pack are the same task")
+    # the batch
+    steps: int = flag(40, "training steps")
+    packs_per_step: int = flag(16, "packs (groups) in a step, over all processes")
+    group_size: int = flag(8, "G, rollouts of each pack")
+    # sampling
+    temperature: float = flag(1.0, "sampling temperature; log-probabilities are taken at it too")
+    max_reply_tokens: int = flag(256, "cap on the length of one reply")
+    rollouts_at_once: int = flag(256, "rollouts under way at the same time (memory and speed only)")
+    # rewards
+    length_penalty: float = flag(0.1, "c, coefficient of the length penalty; 0 switches it off")
+    length_lo: float = flag(1e6, "reply tokens from which on a reply counts as long")
+    length_hi: float = flag(2e6, "reply tokens at which the penalty for long replies is full")
+    hint_penalty: float = flag(0.1, "h, taken off for a hint update that cannot be read")
+    # credit assignment
+    credit: Literal["mean", "window", "discount", "sum"] = flag("mean", "returns: mean is the paper's; sum is coarse")
+    window: int = flag(2, "terms of --credit window")
+    gamma: float = flag(0.9, "discount of --credit discount")
+    rebalance: bool = flag(True, "re-weight a batch whose token-weighted mean advantage is negative")
+    # policy loss
+    clip: Literal["one-side", "two-side", "none"] = flag("one-side", "which tokens the clip drops")
+    clip_eps: float = flag(0.2, "half-width of the clip range of the probability ratio")
+    importance: bool = flag(False, "multiply advantages by the probability ratio (importance sampling)")
+    kl_coef: float = flag(0.0, "coefficient of the k2 divergence from the model without its adapter")
+    updates_per_batch: int = flag(1, "optimiser steps per batch, each on its own part of the episodes")
+    # optimiser
+    lr: float = flag(2.5e-3, "peak learning rate of AdamW")
+    lr_schedule: Literal["constant", "linear", "cosine"] = flag(
+        "linear", "after the warm-up; linear and cosine end at 0"
+    )
+    warmup_steps: int = flag(0, "steps over which the learning rate rises")
+    weight_decay: float = flag(0.0, "weight decay of AdamW")
+    grad_clip: float = flag(1.0, "largest norm of the gradient")
+    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)")
+    # evaluation, logging, saving
+    eval_every: int = flag(10, "steps between evaluations on validation packs; 0: none")
+    eval_packs: int = flag(128, "packs of such an evaluation")
+    test_packs: int = flag(512, "packs of the evaluations before and after training")
+    sample_every: int = flag(10, "steps between rollouts written as text")
+    checkpoint_every: int = flag(10, "steps between checkpoints")
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "also log there, through accelerate")
+    seed: int = flag(0, "seed of the adapter, the training packs and the sampling")
+    name: str = flag("", "name of the run folder; empty: ENV-LEVEL-seedSEED, numbered where taken")
+    output: str = flag("runs", "folder that holds the run folders")
+    resume: str = flag("", "a run folder to go on with; all settings come from its config.json")
+
+    def check(self) -> None:
+        """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
+        at_least = {
+            0: ["warmup_steps", "eval_every", "weight_decay", "length_penalty", "hint_penalty", "kl_coef", "seed"]
+        }
+        at_least[1] = [
+            "lora_rank",
+            "lora_alpha",
+            "steps",
+            "packs_per_step",
+            "max_reply_tokens",
+            "rollouts_at_once",
+            "window",
+        ]
+        at_least[1] += ["pack_size", "updates_per_batch", "tokens_per_microbatch", "eval_packs", "test_packs"]
+        at_least[1] += ["sample_every", "checkpoint_every"]
+        for minimum, names in at_least.items():
+            for name in names:
+                if not getattr(self, name) >= minimum:
+                    raise BadInput(f"{name}={getattr(self, name)}: must be at least {minimum}")
+        for name in ("temperature", "lr", "grad_clip", "clip_eps", "gamma"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadInput(f"{name}={getattr(self, name)}: must be above 0")
+        if self.group_size < 2:
+            raise BadInput(f"group_size={self.group_size}: must be at least 2; one rollout has no group baseline")
+        if not 0 <= self.lora_dropout < 1:
+            raise BadInput(f"lora_dropout={self.lora_dropout}: must be in [0, 1)")
+        if not self.length_lo < self.length_hi:
+            raise BadInput(f"length_hi={self.length_hi}: must be above length_lo={self.length_lo}")
+        make_pack(self.env, 0, self.pack_size, self.level)  # unknown environments and levels end here
+
+    @property
+    def penalties(self) -> Penalties:
+        return Penalties(self.length_penalty, self.length_lo, self.length_hi, self.hint_penalty)
+
+
+def learning_rate_factor(step: int, config: Config) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then constant, linear or cosine down to 0."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.lr_schedule]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One training step
+
+
+def collect(policy: Policy, config: Config, step: int, rank: int, ranks: int) -> list[list[Rollout]]:
+    """This process's share of the step's packs, `group_size` rollouts of each: [packs][G]."""
+    share = config.packs_per_step // ranks
+    first = TRAIN_SEEDS * (config.seed + 1) + step * config.packs_per_step + rank * share
+    packs = [make_pack(config.env, first + i, config.pack_size, config.level, config.ralph) for i in range(share)]
+    policy.seed("rollout", config.seed, step, rank)  # a stream of its own for every step
+    policy.fresh_cache()  # the weights have changed
+    games = [play(pack.fresh(), config.penalties) for pack in packs for _ in range(config.group_size)]
+    rollouts = run(games, policy, config.rollouts_at_once)
+    policy.fresh_cache()  # frees the memory for training
+    return [rollouts[i : i + config.group_size] for i in range(0, len(rollouts), config.group_size)]
+
+
+def assign_advantages(groups: list[list[Rollout]], config: Config, accelerator: Accelerator) -> list[Episode]:
+    """Set `advantage` on every episode; returns the episodes of all rollouts."""
+    for group in groups:
+        solve = torch.tensor([[episode.reward for episode in rollout.of("solve")] for rollout in group])  # [G, S]
+        update = torch.tensor([[episode.reward for episode in rollout.of("update")] for rollout in group])  # [G, S-1]
+        returns = episode_returns(solve, update, config.credit, config.window, config.gamma)
+        advantages = dict(zip(("solve", "update"), map(group_advantages, returns), strict=True))
+        for g, rollout in enumerate(group):
+            for episode in rollout.episodes:
+                episode.advantage = advantages[episode.kind][g, episode.position].item()
+    episodes = [episode for group in groups for rollout in group for episode in rollout.episodes]
+    if config.rebalance:  # defined over the whole batch, hence over all processes
+        own = torch.tensor([[e.advantage, e.n_sampled] for e in episodes], device=accelerator.device)  # [N, 2]
+        batch = accelerator.gather(own)  # [ranks * N, 2]
+        weighted = rebalance(batch[:, 0], batch[:, 1])  # [ranks * N]
+        first = accelerator.process_index * len(episodes)
+        for episode, advantage in zip(episodes, weighted[first : first + len(episodes)].tolist(), strict=True):
+            episode.advantage = advantage
+    return episodes
+
+
+def optimise(
+    policy: Policy, optimizer, episodes: list[Episode], config: Config, accelerator: Accelerator, step: int
+) -> dict:
+    """`updates_per_batch` optimiser steps on the episodes; returns metrics (means over sampled tokens)."""
+    if config.updates_per_batch > 1:
+        episodes = random.Random(f"minibatches/{config.seed}/{step}").sample(episodes, len(episodes))
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    totals: dict[str, float] = {}
+    largest, norms = 0.0, []
+    policy.model.train()
+    for part in range(config.updates_per_batch):
+        minibatch = episodes[part :: config.updates_per_batch]
+        n_tokens = torch.tensor(sum(episode.n_sampled for episode in minibatch), device=accelerator.device)
+        n_tokens = max(1, accelerator.reduce(n_tokens, "sum").item())
+        for batch in batches_by_length({e: len(e.ids) for e in minibatch}, config.tokens_per_microbatch):
+            ids, mask, old_logp = pad_batch(batch, accelerator.device)  # [B, T] each
+            advantages = torch.tensor([e.advantage for e in batch], device=ids.device)[:, None].expand(
+                ids.shape
+            )  # [B, T]
+            ref_logp = None
+            if config.kl_coef > 0:
+                with torch.no_grad(), policy.model.disable_adapter():
+                    ref_logp, _ = policy.logprobs(ids, mask)  # [B, T]
+            logp, entropy = policy.logprobs(ids, mask)  # [B, T], [B, T]
+            loss, metrics = policy_loss(
+                logp, old_logp, advantages, mask, n_tokens,
+                config.clip, config.clip_eps, config.importance, ref_logp, config.kl_coef,
+            )  # fmt: skip
+            accelerator.backward(loss)
+            largest = max(largest, metrics.pop("log_ratio_max").item())
+            metrics |= {"loss": loss.detach() * n_tokens, "entropy": entropy.sum(), "tokens": mask.sum()}
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + value.item()
+        for parameter in parameters:  # micro-batches and processes add up to the gradient of the whole minibatch
+            parameter.grad = accelerator.reduce(parameter.grad, "sum")
+        norms.append(accelerator.clip_grad_norm_(parameters, config.grad_clip).item())
+        optimizer.step()
+        optimizer.zero_grad()
+    tokens = max(1, totals.pop("tokens"))
+    means = {name: total / tokens for name, total in totals.items()}
+    return means | {"log_ratio_max": largest, "grad_norm": statistics.mean(norms), "tokens_trained": tokens}
+
+
+def rollout_metrics(groups: list[list[Rollout]]) -> dict:
+    """What the step's rollouts look like; lists are by position."""
+    rollouts = [rollout for group in groups for rollout in group]
+    solved = list(zip(*(rollout.of("solve") for rollout in rollouts), strict=True))  # [S][rollouts]
+    updates = [episode for rollout in rollouts for episode in rollout.of("update")]
+    episodes = [episode for rollout in rollouts for episode in rollout.episodes]
+    replies = [reply for episode in episodes for reply in episode.replies]
+    flat = [
+        statistics.mean(len({group[g].of("solve")[j].reward for g in range(len(group))}) == 1 for group in groups)
+        for j in range(len(solved))
+    ]
+    return {
+        "success": [statistics.mean(e.outcome for e in at) for at in solved],
+        "reward": [statistics.mean(e.reward for e in at) for at in solved],
+        "zero_variance": flat,
+        "broken_format": statistics.mean(e.broken_format for at in solved for e in at),
+        "broken_hint": statistics.mean(e.broken_format for e in updates) if updates else 0.0,
+        "truncated": statistics.mean(reply.truncated for reply in replies),
+        "turns": statistics.mean(len(e.replies) for at in solved for e in at),
+        "reply_tokens": statistics.mean(reply.n_tokens for at in solved for e in at for reply in e.replies),
+        "hint_tokens": statistics.mean(e.n_sampled for e in updates) if updates else 0.0,
+        "episode_tokens": statistics.mean(len(e.ids) for e in episodes),
+        "tokens_sampled": sum(e.n_sampled for e in episodes),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The run folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or leave the old one: to a temporary file, then renamed."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def open_run(config: Config, accelerator: Accelerator) -> Path:
+    """Create the run folder of a new run and write its config.json (main process; the others are told)."""
+    folder = None
+    if accelerator.is_main_process:
+        base = f"{config.env}-{config.level}-seed{config.seed}"
+        taken = sum(1 for _ in Path(config.output).glob(f"{base}*")) + 1
+        names = [config.name] if config.name else [base] + [f"{base}-{n}" for n in range(2, taken + 2)]
+        folder = next(
+            (Path(config.output) / n for n in names if not (Path(config.output) / n / "config.json").exists()), None
+        )
+        if folder is not None:
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "metrics.jsonl").write_text("")
+            write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    [folder] = broadcast_object_list([folder])
+    if folder is None:
+        there = Path(config.output) / config.name
+        raise BadInput(
+            f"name={config.name!r}: {there} already holds a run; --resume {there} goes on with it, or rename it"
+        )
+    return folder
+
+
+def read_config(folder: Path) -> Config:
+    """The settings of a run that is to be resumed."""
+    if not is_run(folder):
+        raise BadInput(f"resume={str(folder)!r}: not a run folder (no config.json and metrics.jsonl in it)")
+    try:
+        return Config(**json.loads((folder / "config.json").read_text()))
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"resume={str(folder)!r}: its config.json cannot be read ({error})") from error
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("step_*"))
+
+
+def save_checkpoint(folder: Path, step: int, metric_lines: int, policy: Policy, accelerator: Accelerator) -> None:
+    """Everything that going on needs, written beside the older checkpoints and then renamed; the last two are kept.
+
+    If writing fails, the older checkpoints are untouched.
+    """
+    final = folder / "checkpoints" / f"step_{step:06d}"
+    temporary = folder / "checkpoints" / f".tmp-step_{step:06d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.mkdir()
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(temporary))  # optimiser, schedule, random states
+        if accelerator.is_main_process:
+            policy.model.save_pretrained(temporary / "adapter")
+            write_text(temporary / "state.json", json.dumps({"step": step, "metric_lines": metric_lines}) + "\n")
+    except Exception as error:  # the writers below torch and safetensors raise errors of their own for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = checkpoints(folder)
+        raise BadInput(
+            f"{final}: the checkpoint could not be written ({str(error).splitlines()[0]}); "
+            + (f"{kept[-1]} is kept, go on with --resume {folder}" if kept else "there is no older one")
+        ) from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        os.replace(temporary, final)
+        for old in checkpoints(folder)[:-2]:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, policy: Policy, accelerator: Accelerator) -> int:
+    """Restore the newest checkpoint and cut metrics.jsonl back to it; returns the number of steps done (0: none)."""
+    done, metric_lines = 0, 0
+    if newest := checkpoints(folder)[-1:]:
+        try:
+            state = json.loads((newest[0] / "state.json").read_text())
+            done, metric_lines = state["step"], state["metric_lines"]
+            weights = load_peft_weights(str(newest[0] / "adapter"), device=str(accelerator.device))
+            set_peft_model_state_dict(policy.model, weights)
+            accelerator.load_state(str(newest[0]))
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            raise BadInput(
+                f"{newest[0]}: this checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "delete it to go on from the one before"
+            ) from error
+    if accelerator.is_main_process:
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        write_text(folder / "metrics.jsonl", "".join(lines[:metric_lines]))
+    return done
+
+
+def as_text(rollout: Rollout) -> str:
+    """A rollout for reading: every episode's messages, with its rewards and its advantage."""
+    parts = [f"pack {rollout.pack_seed}"]
+    for e in rollout.episodes:
+        parts.append(
+            f"===== position {e.position}, {e.kind}: reward {e.reward:.3f}, advantage {e.advantage:+.3f} ====="
+        )
+        parts += [f"[{message['role']}]\n{message['content']}" for message in e.messages]
+    return "\n\n".join(parts) + "\n"
+
+
+class Stop:
+    """Ctrl-C (or SIGTERM) once: finish the step, save, exit. Twice: exit at once."""
+
+    def __init__(self):
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.ask)
+
+    def ask(self, *_) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The training loop
+
+# Which packs are played: seeds from 0 on before and after training, from here on during it, and for training itself.
+VALIDATION_SEEDS, TRAIN_SEEDS = 10**8, 10**9
+
+
+class Log:
+    """metrics.jsonl, one JSON object a line: {"step", ...metrics} or {"step", "eval": record}; and the tracker, if any."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator):
+        self.path, self.accelerator = folder / "metrics.jsonl", accelerator
+        self.lines = len(self.path.read_text().splitlines())
+
+    def write(self, step: int, values: dict) -> None:
+        self.lines += 1
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        if "eval" not in values:
+            flat = {key: value for key, value in values.items() if not isinstance(value, list)}
+            flat |= {
+                f"{key}/{j}": x for key, value in values.items() if isinstance(value, list) for j, x in enumerate(value)
+            }
+            self.accelerator.log(flat, step=step)
+
+    def read(self) -> list[dict]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+def step_line(step: int, config: Config, metrics: dict) -> str:
+    success = " ".join(f"{x:.2f}" for x in metrics["success"])
+    return (
+        f"step {step:>{len(str(config.steps))}}/{config.steps} | success {success} | turns {metrics['turns']:.1f} | "
+        f"bad format {metrics['broken_format']:.1%} hints {metrics['broken_hint']:.1%} | "
+        f"entropy {metrics['entropy']:.2f} | grad {metrics['grad_norm']:.2f} | lr {metrics['lr']:.1e} | "
+        f"{metrics['time_rollout']:.1f}+{metrics['time_train']:.1f} s"
+    )
+
+
+def train(config: Config, folder: Path | None = None) -> None:
+    """Train from the start, or go on with the run in `folder`."""
+    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker, project_dir=config.output)
+    if config.packs_per_step % accelerator.num_processes:
+        raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {accelerator.num_processes} processes")
+    set_seed(config.seed)  # before the adapter is made
+    model, tokenizer = load_model(config.model, config.dtype, accelerator.device)
+    model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout))
+    policy = Policy(model, tokenizer, config.temperature, config.max_reply_tokens)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    optimizer = accelerator.prepare(optimizer)
+    accelerator.register_for_checkpointing(schedule)
+    resumed = folder is not None
+    folder = folder or open_run(config, accelerator)
+    start = load_checkpoint(folder, policy, accelerator) if resumed else 0
+    log = Log(folder, accelerator)
+    accelerator.init_trackers("connect-the-dots", dataclasses.asdict(config))
+    size = sum(parameter.numel() for parameter in parameters)
+    accelerator.print(f"{folder}: {config.model}, {size:,} trained parameters, {accelerator.device}, from step {start}")
+
+    def test(
+        label: str, step: int, first: int = 0, packs: int = config.test_packs, player=None, hints: bool = True
+    ) -> None:
+        if accelerator.is_main_process:
+            policy.seed("eval", config.seed)
+            policy.fresh_cache()
+            settings = (config.env, config.level, config.pack_size, range(first, first + packs), config.penalties)
+            record, _ = evaluate(player or policy, label, *settings, hints, config.ralph, config.rollouts_at_once)
+            policy.fresh_cache()
+            log.write(step, {"eval": record})
+
+    stop = Stop()
+    if start == 0:
+        test("before training", 0)
+    for step in range(start, config.steps):
+        started = time.perf_counter()
+        groups = collect(policy, config, step, accelerator.process_index, accelerator.num_processes)
+        played = time.perf_counter()
+        episodes = assign_advantages(groups, config, accelerator)
+        metrics = rollout_metrics(groups) | {"lr": schedule.get_last_lr()[0]}
+        metrics |= optimise(policy, optimizer, episodes, config, accelerator, step)
+        schedule.step()
+        metrics |= {"time_rollout": played - started, "time_train": time.perf_counter() - played}
+        done = step + 1
+        log.write(done, metrics)
+        accelerator.print(step_line(done, config, metrics))
+        if accelerator.is_main_process and (done == 1 or done % config.sample_every == 0):
+            write_text(folder / "samples" / f"step_{done:06d}.txt", as_text(groups[0][0]))
+        if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+            test("validation", done, VALIDATION_SEEDS, config.eval_packs)
+        if stop.asked or done == config.steps or done % config.checkpoint_every == 0:
+            save_checkpoint(folder, done, log.lines, policy, accelerator)
+        if stop.asked:
+            accelerator.print(f"stopped after step {done}; python train.py --resume {folder} goes on")
+            sys.exit(130)
+
+    test("after training", config.steps)
+    test("after, hints blanked", config.steps, hints=False)
+    for name, player in reference_players(config.env).items():
+        test(name, config.steps, player=player)
+    if accelerator.is_main_process:
+        policy.model.save_pretrained(folder / "adapter")
+        report(folder, config, log.read())
+    accelerator.end_training()
+
+
+def report(folder: Path, config: Config, lines: list[dict]) -> None:
+    """Print the table of all evaluations on the test packs and draw curves.png."""
+    records = [line["eval"] for line in lines if "eval" in line and line["eval"]["label"] != "validation"]
+    history = [line for line in lines if "eval" not in line]
+    draw(records, folder / "curves.png", f"{config.env}, level {config.level}, {config.test_packs} packs", history)
+    print(f"\nsuccess on {config.test_packs} fresh packs, mean and 95 % interval\n{table(records)}")
+    print(f"written: {folder / 'curves.png'}, {folder / 'adapter'}")
+
+
+def main() -> None:
+    config = parse_flags(Config)
+    folder = None
+    if config.resume:
+        if config != Config(resume=config.resume):
+            raise BadInput(
+                f"resume={config.resume!r}: takes all settings from the run's config.json; no other flag is allowed"
+            )
+        folder = Path(config.resume)
+        config = read_config(folder)
+    config.check()
+    try:
+        train(config, folder)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command_line(main)
