@@ -172,8 +172,8 @@ class EvalConfig:
     policy: str = flag(
         "embedded-policy", "a run folder, a model folder or hub name, or a scripted player (random, bayes)"
     )
-    env: str = flag("frozenlake", "environment")
-    level: str = flag("tiny", "level of the environment")
+    env: str = flag("", "environment; empty: the run's, else frozenlake")
+    level: str = flag("", "level of the environment; empty: the run's, else tiny")
     pack_size: int = flag(4, "tasks in a pack")
     ralph: bool = flag(False, "Ralph loop: all tasks of a pack are the same task")
     packs: int = flag(512, "number of packs")
@@ -191,6 +191,14 @@ def is_run(path: Path) -> bool:
     return (path / "config.json").exists() and (path / "metrics.jsonl").exists()
 
 
+def read_run(path: Path) -> dict:
+    """The settings of a run (its config.json)."""
+    try:
+        return json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise BadInput(f"{path / 'config.json'}: cannot be read ({error})") from error
+
+
 def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int):
     """The policy that `--policy` names: scripted, a run folder with its adapter, or a model as it is."""
     if name in PLAYERS:
@@ -200,10 +208,8 @@ def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int
     if is_run(Path(name)):
         adapter = Path(name) / "adapter"
         if not (adapter / "adapter_config.json").exists():
-            raise BadInput(
-                f"policy={name!r}: this run has not ended yet, it has no adapter; python train.py --resume {name}"
-            )
-        name = json.loads((Path(name) / "config.json").read_text())["model"]
+            raise BadInput(f"policy={name!r}: this run has not ended; python train.py --resume {name} finishes it")
+        name = read_run(Path(name))["model"]
     model, tokenizer = load_model(name, dtype, device)
     if adapter is not None:
         model = add_adapter(model, folder=adapter)
@@ -215,24 +221,27 @@ def main() -> None:
     for name in ("packs", "rollouts_at_once", "max_reply_tokens", "temperature"):
         if getattr(config, name) <= 0:
             raise BadInput(f"{name}={getattr(config, name)}: must be above 0")
-    make_pack(config.env, 0, config.pack_size, config.level)  # unknown names end here
+    run_settings = read_run(Path(config.policy)) if is_run(Path(config.policy)) else {}
+    env = config.env or run_settings.get("env", "frozenlake")
+    level = config.level or run_settings.get("level", "tiny")
+    make_pack(env, 0, config.pack_size, level)  # unknown names end here
     policy = load_policy(config.policy, config.dtype, config.temperature, config.max_reply_tokens)
-    if getattr(policy, "env", config.env) != config.env:
-        raise BadInput(f"policy={config.policy!r}: plays {policy.env}, not {config.env}")
+    if getattr(policy, "env", env) != env:
+        raise BadInput(f"policy={config.policy!r}: plays {policy.env}, not {env}")
     if isinstance(policy, Policy):
         policy.seed("eval", config.seed)
     label = Path(config.policy).name + (", hints blanked" if config.context == "none" else "")
     seeds = range(config.seed * config.packs, (config.seed + 1) * config.packs)
-    settings = (config.env, config.level, config.pack_size, seeds, Penalties(length=config.length_penalty))
+    settings = (env, level, config.pack_size, seeds, Penalties(length=config.length_penalty))
     record, _ = evaluate(policy, label, *settings, config.context == "own", config.ralph, config.rollouts_at_once)
     records = [record]
-    for name, player in reference_players(config.env).items():
+    for name, player in reference_players(env).items():
         if name != config.policy:
             records.append(evaluate(player, name, *settings, ralph=config.ralph)[0])
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "eval.json").write_text(json.dumps({"config": vars(config), "records": records}, indent=1) + "\n")
-    draw(records, output / "eval.png", f"{config.env}, level {config.level}, {config.packs} packs")
+    draw(records, output / "eval.png", f"{env}, level {level}, {config.packs} packs")
     print(table(records))
     print(f"broken format {record['broken_format']:.2%}, truncated replies {record['truncated']:.2%}")
     print(f"written: {output / 'eval.json'}, {output / 'eval.png'}")

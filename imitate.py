@@ -253,15 +253,15 @@ def build_embedded(config: ImitateConfig) -> Policy:
     clean = lessons(Planner(config.seed), chat, config, 10**6)
     goal = imitate(policy, clean, 600, lambda _: 3e-3, "clean player", budget, good_hints)
     require(goal, "clean player", "hints after three tasks: at least 80 % right, under 5 % wrong")
-    imitate(policy, clean, 150, lambda progress: 2e-3 * (1 - 0.95 * progress), "clean player, settling", budget)
+    imitate(policy, clean, 300, lambda progress: 2e-3 * (1 - 0.95 * progress), "clean player, settling", budget)
     record = summarise("clean", sample_packs(policy, 512, "tiny", 4, 0))
     goal = record["success"][3] >= 0.8 and record["broken_format"] < 0.01
     require(goal, "clean player, settling", f"success {record['success']}, broken format {record['broken_format']:.2%}")
 
     mediocre = lessons(Planner(config.seed, **PLAYERS["mediocre"]), chat, config, 10**7)
-    imitate(policy, mediocre, 150, rise_and_fall(5e-4), "mediocre player", budget)
+    imitate(policy, mediocre, 250, rise_and_fall(3e-4), "mediocre player", budget)
     record = summarise("mediocre", sample_packs(policy, 512, "tiny", 4, 0))
-    goal = max(record["success"]) <= 0.3 and record["broken_format"] < 0.02
+    goal = max(record["success"]) <= 0.3 and record["broken_format"] < 0.01
     require(goal, "mediocre player", f"success {record['success']}, broken format {record['broken_format']:.2%}")
     return policy
 

@@ -12,6 +12,7 @@ what was sampled, and one episode is one training sequence however many turns it
 
 import functools
 import random
+import warnings
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedT
 
 from context import NO_HINTS_YET, parse_update, quote, solve_system, update_messages
 from envs import BadInput, Pack
+
+BAR_DELAY = 3  # progress bars show after this many seconds
+HERE = Path(__file__).parent
 
 # ---------------------------------------------------------------------------------------------------------
 # The loop
@@ -151,7 +155,8 @@ def run(games: Iterable[Generator], policy, at_once: int = 256, progress: str | 
     unstarted = list(range(len(games)))[::-1]
     under_way: dict[Episode, int] = {}  # the conversation that waits for a reply -> index of its game
     asking: list[Episode] = []
-    with tqdm(total=len(games), desc=progress, disable=progress is None, leave=False, unit="pack") as bar:
+    bar_options = {"disable": progress is None, "delay": BAR_DELAY, "leave": False}
+    with tqdm(total=len(games), desc=progress, unit="pack", **bar_options) as bar:
         while True:
             while unstarted and len(under_way) < at_once:
                 i = unstarted.pop()
@@ -186,24 +191,34 @@ class ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         if tokenizer.chat_template is None:
-            raise BadInput(f"model={tokenizer.name_or_path!r}: no chat template; an instruction-tuned model is needed")
+            raise self._unusable("is missing; an instruction-tuned model is needed")
         self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.encode = functools.lru_cache(maxsize=20_000)(self._encode)
-        opening = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "Observation."}]
-        closed = [*opening, {"role": "assistant", "content": self.REPLY}]
-        rendered = self._render([*closed, {"role": "user", "content": self.TEXT}], add_generation_prompt=True)
-        if rendered.count(self.REPLY) != 1 or rendered.count(self.TEXT) != 1:
-            raise BadInput(f"model={tokenizer.name_or_path!r}: its chat template does not show every message once")
-        after_reply = rendered.split(self.REPLY)[1]
+        after_reply = self._after_reply(1, self.TEXT)
+        if after_reply.count(self.TEXT) != 1:
+            raise self._unusable("does not show every message once")
         # what stands between a reply and the text of the next user message, and after that text
         self.before, self.after = after_reply.split(self.TEXT)
-        self.stop_ids = self._stop_ids()
-        self.turn_end = self._encode(self.before)[0]
-        if self.turn_end not in self.stop_ids:
-            raise BadInput(
-                f"model={tokenizer.name_or_path!r}: its chat template does not end a reply with a stop token "
-                f"but with {self.before[:20]!r}; a reply could never end where the template ends it"
-            )
+        for turns, text in ((1, "Another one,\n\n4: 7"), (3, self.TEXT)):
+            if self._after_reply(turns, text) != self.before + text + self.after:
+                raise self._unusable("renders the same kind of turn in different ways")
+        self.turn_end = self._encode(self.before + " ")[0]  # (an empty `before` has no first token)
+        if tokenizer.convert_ids_to_tokens(self.turn_end) not in self.special:
+            raise self._unusable(f"ends a reply with {self.before[:20]!r}, which is no special token to stop at")
+        self.stop_ids = {self.turn_end, tokenizer.eos_token_id}
+
+    def _after_reply(self, turns: int, text: str) -> str:
+        """What the template puts after the last of `turns` replies when a user message with this text follows."""
+        messages = [{"role": "system", "content": "Rules."}]
+        for _ in range(turns):
+            messages += [{"role": "user", "content": "Observation."}, {"role": "assistant", "content": self.REPLY}]
+        rendered = self._render([*messages, {"role": "user", "content": text}], add_generation_prompt=True)
+        if rendered.count(self.REPLY) != turns:
+            raise self._unusable("does not show every message once")
+        return rendered.split(self.REPLY)[-1]
+
+    def _unusable(self, why: str) -> BadInput:
+        return BadInput(f"model={self.tokenizer.name_or_path!r}: its chat template {why}")
 
     def open_turn(self, episode: Episode) -> None:
         """Append everything up to where the assistant's next reply begins.
@@ -226,23 +241,17 @@ class ChatFormat:
         """Text without anything that would be tokenised as a special token: a space goes after its first character."""
         while found := [token for token in self.special if token in text]:
             for token in found:
-                text = text.replace(token, f"{token[0]} {token[1:]}")
+                text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else "")
         return text
 
     def _render(self, messages: list[dict], **options) -> str:
         try:  # models with a thinking mode read enable_thinking; other templates ignore it
             return self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options)
         except TemplateError as error:
-            raise BadInput(f"model={self.tokenizer.name_or_path!r}: its chat template refuses: {error}") from error
+            raise self._unusable(f"refuses the conversation: {error}") from error
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def _stop_ids(self) -> set[int]:
-        """The tokenizer's eos, and the special token with which the template ends a reply."""
-        first = self._encode(self.before)[0]
-        ends_turn = {first} if self.tokenizer.convert_ids_to_tokens(first) in self.special else set()
-        return ends_turn | {self.tokenizer.eos_token_id}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -474,8 +483,6 @@ def pad_batch(episodes: list[Episode], device) -> tuple[Tensor, Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------------
 # Loading
 
-HERE = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Lora:
@@ -502,11 +509,8 @@ def add_adapter(model, lora: Lora | None = None, folder: Path | None = None) -> 
     """The model with a trainable adapter: a fresh one from the global random state, or the one saved in `folder`."""
     if folder is not None:
         return PeftModel.from_pretrained(model, folder, is_trainable=True)
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, settings)
+    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    settings = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    with warnings.catch_warnings():  # about a property that peft reads and transformers renames
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, settings)

@@ -15,6 +15,7 @@ adapter/ and curves.png.
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -32,11 +33,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from peft import load_peft_weights, set_peft_model_state_dict
+from tqdm import tqdm
 
 from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, is_run, parse_flags, reference_players, table
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from rollout import (
+    BAR_DELAY,
     Episode,
     Lora,
     Penalties,
@@ -89,7 +92,7 @@ class Config:
     kl_coef: float = flag(0.0, "coefficient of the k2 divergence from the model without its adapter")
     updates_per_batch: int = flag(1, "optimiser steps per batch, each on its own part of the episodes")
     # optimiser
-    lr: float = flag(2.5e-3, "peak learning rate of AdamW")
+    lr: float = flag(5e-3, "peak learning rate of AdamW")
     lr_schedule: Literal["constant", "linear", "cosine"] = flag(
         "linear", "after the warm-up; linear and cosine end at 0"
     )
@@ -165,7 +168,7 @@ def collect(policy: Policy, config: Config, step: int, rank: int, ranks: int) ->
     policy.seed("rollout", config.seed, step, rank)  # a stream of its own for every step
     policy.fresh_cache()  # the weights have changed
     games = [play(pack.fresh(), config.penalties) for pack in packs for _ in range(config.group_size)]
-    rollouts = run(games, policy, config.rollouts_at_once)
+    rollouts = run(games, policy, config.rollouts_at_once, progress="rollouts")
     policy.fresh_cache()  # frees the memory for training
     return [rollouts[i : i + config.group_size] for i in range(0, len(rollouts), config.group_size)]
 
@@ -205,7 +208,8 @@ def optimise(
         minibatch = episodes[part :: config.updates_per_batch]
         n_tokens = torch.tensor(sum(episode.n_sampled for episode in minibatch), device=accelerator.device)
         n_tokens = max(1, accelerator.reduce(n_tokens, "sum").item())
-        for batch in batches_by_length({e: len(e.ids) for e in minibatch}, config.tokens_per_microbatch):
+        batches = batches_by_length({e: len(e.ids) for e in minibatch}, config.tokens_per_microbatch)
+        for batch in tqdm(batches, desc="training", delay=BAR_DELAY, leave=False):
             ids, mask, old_logp = pad_batch(batch, accelerator.device)  # [B, T] each
             advantages = torch.tensor([e.advantage for e in batch], device=ids.device)[:, None].expand(
                 ids.shape
@@ -225,8 +229,11 @@ def optimise(
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.item()
         for parameter in parameters:  # micro-batches and processes add up to the gradient of the whole minibatch
-            parameter.grad = accelerator.reduce(parameter.grad, "sum")
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, "sum")
         norms.append(accelerator.clip_grad_norm_(parameters, config.grad_clip).item())
+        if not math.isfinite(norms[-1]):
+            raise BadInput(f"step {step + 1}: the gradient is not finite; lower --lr and --resume, or start again")
         optimizer.step()
         optimizer.zero_grad()
     tokens = max(1, totals.pop("tokens"))
@@ -357,6 +364,10 @@ def load_checkpoint(folder: Path, policy: Policy, accelerator: Accelerator) -> i
             ) from error
     if accelerator.is_main_process:
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        if len(lines) < metric_lines:
+            raise BadInput(
+                f"{folder / 'metrics.jsonl'}: {len(lines)} lines, but {metric_lines} when {newest[0]} was saved"
+            )
         write_text(folder / "metrics.jsonl", "".join(lines[:metric_lines]))
     return done
 
@@ -429,7 +440,9 @@ def step_line(step: int, config: Config, metrics: dict) -> str:
 
 def train(config: Config, folder: Path | None = None) -> None:
     """Train from the start, or go on with the run in `folder`."""
-    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker, project_dir=config.output)
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        raise BadInput(f"tracker={config.tracker!r}: not installed; pip install {config.tracker}")
+    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker)
     if config.packs_per_step % accelerator.num_processes:
         raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {accelerator.num_processes} processes")
     set_seed(config.seed)  # before the adapter is made
@@ -445,6 +458,7 @@ def train(config: Config, folder: Path | None = None) -> None:
     folder = folder or open_run(config, accelerator)
     start = load_checkpoint(folder, policy, accelerator) if resumed else 0
     log = Log(folder, accelerator)
+    accelerator.project_configuration.set_directories(str(folder))
     accelerator.init_trackers("connect-the-dots", dataclasses.asdict(config))
     size = sum(parameter.numel() for parameter in parameters)
     accelerator.print(f"{folder}: {config.model}, {size:,} trained parameters, {accelerator.device}, from step {start}")
@@ -459,6 +473,7 @@ def train(config: Config, folder: Path | None = None) -> None:
             record, _ = evaluate(player or policy, label, *settings, hints, config.ralph, config.rollouts_at_once)
             policy.fresh_cache()
             log.write(step, {"eval": record})
+            print(f"{label:<{len(str(config.steps)) * 2 + 6}} | success", *(f"{x:.2f}" for x in record["success"]))
 
     stop = Stop()
     if start == 0:
@@ -496,7 +511,7 @@ def train(config: Config, folder: Path | None = None) -> None:
 
 
 def report(folder: Path, config: Config, lines: list[dict]) -> None:
-    """Print the table of all evaluations on the test packs and draw curves.png."""
+    """Print the table of the evaluations on the test packs and draw curves.png."""
     records = [line["eval"] for line in lines if "eval" in line and line["eval"]["label"] != "validation"]
     history = [line for line in lines if "eval" not in line]
     draw(records, folder / "curves.png", f"{config.env}, level {config.level}, {config.test_packs} packs", history)
