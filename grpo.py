@@ -59,10 +59,10 @@ def group_advantages(returns: Tensor) -> Tensor:
 def rebalance(advantages: Tensor, n_tokens: Tensor) -> Tensor:
     """Adaptive re-weighting over the whole batch, against a negative token-weighted sum of advantages.
 
-    advantages [N], n_tokens [N] (sampled tokens of each episode). If sum(A * n) < 0, A becomes A * exp(A / T): negative
-    advantages shrink and positive ones grow, the more the smaller T is. T comes from a bisection on [0.8, 100]
-    (at most 20 halvings, or until the bracket is under 0.05) for the largest T that brings the sum up to about zero; where
-    no T in the bracket does, the smallest is taken.
+    advantages [N], n_tokens [N] (sampled tokens of each episode). If sum(A * n) < 0, A becomes A * exp(A / T):
+    negative advantages shrink and positive ones grow, the more the smaller T is. T comes from a bisection on
+    [0.8, 100] (at most 20 halvings, or until the bracket is under 0.05) for the largest T that brings the sum up to
+    about zero; where no T in the bracket does, the smallest is taken.
     """
 
     def weighted(temperature: float) -> Tensor:

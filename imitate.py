@@ -3,13 +3,13 @@
     python imitate.py --output embedded-policy               build the embedded policy from nothing (about 10 minutes)
     python imitate.py --model FOLDER --output warm-start     teach a model the reply format by imitation
 
-A scripted player plays packs; its replies are written into the episodes as if the model had sampled them, and the model is
-trained on their likelihood. Small models that never produce the reply format need this before CoD training.
+A scripted player plays packs; its replies are written into the episodes as if the model had sampled them, and the
+model is trained on their likelihood. Small models that never produce the reply format need this before CoD training.
 
-The embedded policy is a Qwen3-architecture model of 190,000 weights. It is built in stages, each of which has to reach its
-goal: drills (copy the value that belongs to a key), a clean player, and at last a mediocre one that heads for the goal most of
-the time, but rarely uses what it knows and writes bad hints. What is left for reinforcement learning is to find out that
-good hints, and using them, pay.
+The embedded policy is a Qwen3-architecture model of 190,000 weights. It is built in stages, each of which has to reach
+its goal: drills (copy the value that belongs to a key), a clean player, and at last a mediocre one that heads for the
+goal most of the time, but rarely uses what it knows and writes bad hints. What is left for reinforcement learning is to
+find out that good hints, and using them, pay.
 """
 
 import random
@@ -152,8 +152,8 @@ TEMPLATE = (
 
 
 def phrases(texts: set[str]) -> list[str]:
-    """Every line of the texts, cut where a value stands. A line break goes with the line it ends; right behind a value it
-    goes with what follows, so that a value is always the very next token after its key ("- up: ", "\\n- down: ")."""
+    """Every line of the texts, cut where a value stands. A line break goes with the line it ends; right behind a value
+    it goes with what follows, so that a value is always the next token after its key ("- up: ", "\\n- down: ")."""
     pieces = set()
     for text in texts:
         for k, part in enumerate(re.split(f"({VALUE})", text)):
@@ -203,7 +203,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
 
 
 def drill(chat: ChatFormat, rng: random.Random, lines: int = 24) -> Episode:
-    """Loose hint, reply and effect lines under one mapping; to be learnt is every value that an earlier line has shown."""
+    """Loose hint, reply and effect lines under one mapping; to be learnt: each value that an earlier line has shown."""
     action_of = dict(zip(MOVES, rng.sample(ACTIONS, 4), strict=True))
     shown: set[str] = set()
     episode = Episode("drill", 0, [], "")

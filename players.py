@@ -118,7 +118,7 @@ class BayesPlayer(Player):
     """Maximises the chance to solve the current task, exactly, given all that was seen in the pack so far.
 
     Its belief is the set of action-to-direction mappings that are still possible (24 at first). Whatever a move shows
-    has the form "this action is one of these directions", so a hint that lists those per action carries the whole belief.
+    has the form "this action is one of these directions", so a hint that lists them per action carries all of it.
     """
 
     def belief(self, messages: list[dict], view: LakeView) -> Belief:
@@ -153,8 +153,8 @@ class Planner(Player):
     """A FrozenLake player that says which way it goes and keeps one hint line per direction.
 
     `plan`: how often it heads for the goal (else anywhere). `recall`: how often it uses an action that it knows to lead
-    there (else any action; a perfect planner tries one whose effect it does not know). `write`: how often a known entry gets
-    into the hint. `wrong`: how often an entry is random. The defaults are the clean player.
+    there (else any action; a perfect planner tries one whose effect it does not know). `write`: how often a known entry
+    gets into the hint. `wrong`: how often an entry is random. The defaults are the clean player.
     """
 
     def __init__(self, seed: int, plan: float = 1.0, recall: float = 1.0, write: float = 1.0, wrong: float = 0.0):

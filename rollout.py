@@ -48,8 +48,8 @@ class Reply:
 class Episode:
     """One conversation, the unit of credit and of training: a solved task, or the hint update after it.
 
-    `ids`, `mask` and `logps` are as long as the conversation in tokens: the ids, whether each was sampled by the policy,
-    and its log-probability when it was (0 elsewhere). A policy without tokens leaves them empty.
+    `ids`, `mask` and `logps` are as long as the conversation in tokens: the ids, whether the policy sampled each, and
+    its log-probability when it did (0 elsewhere). A policy without tokens leaves them empty.
     """
 
     kind: str  # "solve" or "update"
@@ -146,9 +146,9 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
 def run(games: Iterable[Generator], policy, at_once: int = 256, progress: str | None = None) -> list[Rollout]:
     """Drive many `play` generators with one policy; their rollouts, in order.
 
-    `policy.reply(list[Episode]) -> list[tuple[Episode, Reply]]` is given the conversations that newly wait for a reply and
-    returns those it has finished, one at least, of all it was ever given; a game goes on as soon as its reply is there. At
-    most `at_once` games are under way; the next one starts when one ends. `progress` names a progress bar.
+    `policy.reply(list[Episode]) -> list[tuple[Episode, Reply]]` is given the conversations that newly wait for a reply
+    and returns those it has finished, one at least, of all it was ever given; a game goes on as soon as its reply is
+    there. At most `at_once` games are under way; the next one starts when one ends. `progress` names a progress bar.
     """
     games = list(games)
     rollouts: list[Rollout | None] = [None] * len(games)
@@ -223,8 +223,8 @@ class ChatFormat:
     def open_turn(self, episode: Episode) -> None:
         """Append everything up to where the assistant's next reply begins.
 
-        At first that is the whole rendered conversation; later the end of the assistant's turn (unless the reply ended it
-        itself), a user turn with the last message, and the opening of the assistant's turn.
+        At first that is the whole rendered conversation; later the end of the assistant's turn (unless the reply ended
+        it itself), a user turn with the last message, and the opening of the assistant's turn.
         """
         if not episode.ids:
             messages = [{**message, "content": self.clean(message["content"])} for message in episode.messages]
@@ -286,10 +286,10 @@ class RowCache(Cache):
             stores.append(new.new_zeros(0, new.shape[1], 0, new.shape[3]))
         rows, _, capacity, _ = stores[layer].shape
         if rows < self.n_rows or capacity < self.length:
-            grown = (max(rows, self.n_rows), new.shape[1], max(2 * capacity, self.length), new.shape[3])
-            grown_store = new.new_zeros(grown)
-            grown_store[:rows, :, :capacity] = stores[layer]
-            stores[layer] = grown_store
+            room = capacity if self.length <= capacity else max(2 * capacity, self.length)
+            grown = new.new_zeros(max(rows, self.n_rows), new.shape[1], room, new.shape[3])
+            grown[:rows, :, :capacity] = stores[layer]
+            stores[layer] = grown
         store = stores[layer]
         store[self.rows[:, None], :, self.positions] = new.transpose(1, 2)  # indexed this way it is [b, t, heads, dim]
         if len(self.rows) == len(store):  # every row, in order
@@ -355,16 +355,16 @@ class Policy:
             all_logp = logits.log_softmax(dim=-1)  # [b, V]
             token = torch.multinomial(all_logp.exp(), 1, generator=self.generator)  # [b, 1]
             drawn, logp = token[:, 0].tolist(), all_logp.gather(1, token)[:, 0].tolist()
+            ended = set()
             for k in going:
                 draft = self.drafts[k]
                 draft.ids.append(drawn[k])
                 draft.logps.append(logp[k])
                 if drawn[k] in self.chat.stop_ids or len(draft.ids) == draft.room:
                     complete.append(draft)
-            going = [k for k in going if self.drafts[k] not in complete]
-            if (
-                going
-            ):  # complete ones stay in the batch until the end of this call; what they write is written over later
+                    ended.add(k)
+            going = [k for k in going if k not in ended]
+            if going:  # the others stay in the batch until this call ends; what they write is written over later
                 self.hidden = self._forward(token, rows)[:, 0]  # [b, d]
                 for k in going:
                     self.cached[rows[k]] += 1
@@ -408,7 +408,7 @@ class Policy:
         return rows
 
     def _ingest(self, drafts: list[Draft]) -> list[Tensor]:
-        """Feed what the cache does not hold yet of each conversation; their hidden states [1, d] after the last token."""
+        """Feed what the cache does not hold yet of each conversation; hidden states [1, d] after their last tokens."""
         pending = {draft: draft.episode.ids[self.cached[draft.row] :] for draft in drafts}
         hidden: dict[Draft, Tensor] = {}
         for batch in batches_by_length({draft: len(ids) for draft, ids in pending.items()}, PREFILL_TOKENS):

@@ -6,9 +6,9 @@
     python train.py --resume runs/NAME                         go on with an interrupted run, exactly
     accelerate launch --num_processes 2 train.py ...           each process plays its share of the packs
 
-One step: play `packs_per_step` packs, each `group_size` times; returns and advantages for every episode from the rewards
-of its own task and the later ones; one policy-gradient step on all sampled tokens. Differences from the paper: LoRA
-instead of full fine-tuning, a decaying learning rate by default, and batch sizes and learning rate fit for small models.
+One step: play `packs_per_step` packs, each `group_size` times; returns and advantages for every episode from the
+rewards of its own task and the later ones; one policy-gradient step on all sampled tokens. Differences from the paper:
+LoRA instead of full fine-tuning, a decaying learning rate, and batch sizes and learning rate that fit small models.
 
 A run folder holds config.json, metrics.jsonl, samples/ (rollouts as text), checkpoints/ (the last two), and at the end
 adapter/ and curves.png.
@@ -38,6 +38,7 @@ from tqdm import tqdm
 from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, is_run, parse_flags, reference_players, table
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
+from players import Player
 from rollout import (
     BAR_DELAY,
     Episode,
@@ -405,27 +406,52 @@ class Stop:
 VALIDATION_SEEDS, TRAIN_SEEDS = 10**8, 10**9
 
 
-class Log:
-    """metrics.jsonl, one JSON object a line: {"step", ...metrics} or {"step", "eval": record}; and the tracker, if any."""
+class Journal:
+    """Writes metrics.jsonl, an object a line: {"step", ...metrics} or {"step", "eval": record}; and to the tracker."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator):
-        self.path, self.accelerator = folder / "metrics.jsonl", accelerator
-        self.lines = len(self.path.read_text().splitlines())
+    def __init__(self, folder: Path, config: Config, accelerator: Accelerator):
+        self.folder, self.config, self.accelerator = folder, config, accelerator
+        self.lines = len(self.read())
+
+    def read(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def write(self, step: int, values: dict) -> None:
         self.lines += 1
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         if "eval" not in values:
-            flat = {key: value for key, value in values.items() if not isinstance(value, list)}
-            flat |= {
-                f"{key}/{j}": x for key, value in values.items() if isinstance(value, list) for j, x in enumerate(value)
-            }
+            flat = {}
+            for key, value in values.items():
+                flat |= {f"{key}/{j}": x for j, x in enumerate(value)} if isinstance(value, list) else {key: value}
             self.accelerator.log(flat, step=step)
 
-    def read(self) -> list[dict]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+    def test(self, label: str, step: int, policy: Policy, player: Player | None = None, hints: bool = True) -> None:
+        """Evaluate the policy (or a scripted player) and log the record; "validation" has packs of its own."""
+        if not self.accelerator.is_main_process:
+            return
+        config = self.config
+        seeds = range(config.test_packs)
+        if label == "validation":
+            seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.eval_packs)
+        policy.seed("eval", config.seed)
+        policy.fresh_cache()
+        settings = (config.env, config.level, config.pack_size, seeds, config.penalties, hints, config.ralph)
+        record, _ = evaluate(player or policy, label, *settings, config.rollouts_at_once)
+        policy.fresh_cache()
+        self.write(step, {"eval": record})
+        print(f"{label} | success", *(f"{x:.2f}" for x in record["success"]))
+
+    def report(self) -> None:
+        """Print the table of the evaluations on the test packs and draw curves.png."""
+        lines, config = self.read(), self.config
+        records = [line["eval"] for line in lines if "eval" in line and line["eval"]["label"] != "validation"]
+        history = [line for line in lines if "eval" not in line]
+        title = f"{config.env}, level {config.level}, {config.test_packs} packs"
+        draw(records, self.folder / "curves.png", title, history)
+        print(f"\nsuccess on {config.test_packs} fresh packs, mean and 95 % interval\n{table(records)}")
+        print(f"written: {self.folder / 'curves.png'}, {self.folder / 'adapter'}")
 
 
 def step_line(step: int, config: Config, metrics: dict) -> str:
@@ -438,13 +464,8 @@ def step_line(step: int, config: Config, metrics: dict) -> str:
     )
 
 
-def train(config: Config, folder: Path | None = None) -> None:
-    """Train from the start, or go on with the run in `folder`."""
-    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
-        raise BadInput(f"tracker={config.tracker!r}: not installed; pip install {config.tracker}")
-    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker)
-    if config.packs_per_step % accelerator.num_processes:
-        raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {accelerator.num_processes} processes")
+def build(config: Config, accelerator: Accelerator):
+    """(policy with a fresh adapter, optimiser, learning-rate schedule)."""
     set_seed(config.seed)  # before the adapter is made
     model, tokenizer = load_model(config.model, config.dtype, accelerator.device)
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout))
@@ -452,35 +473,36 @@ def train(config: Config, folder: Path | None = None) -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    optimizer = accelerator.prepare(optimizer)
     accelerator.register_for_checkpointing(schedule)
-    resumed = folder is not None
-    folder = folder or open_run(config, accelerator)
-    start = load_checkpoint(folder, policy, accelerator) if resumed else 0
-    log = Log(folder, accelerator)
+    size = sum(parameter.numel() for parameter in parameters)
+    accelerator.print(f"model {config.model}, {size:,} trained parameters, on {accelerator.device}")
+    return policy, accelerator.prepare(optimizer), schedule
+
+
+def train(config: Config, folder: Path | None = None) -> None:
+    """Train from the start, or go on with the run in `folder`."""
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        raise BadInput(f"tracker={config.tracker!r}: not installed; pip install {config.tracker}")
+    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    if config.packs_per_step % ranks:
+        raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {ranks} processes")
+    policy, optimizer, schedule = build(config, accelerator)
+    start = 0
+    if folder is None:
+        folder = open_run(config, accelerator)
+    else:
+        start = load_checkpoint(folder, policy, accelerator)
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.init_trackers("connect-the-dots", dataclasses.asdict(config))
-    size = sum(parameter.numel() for parameter in parameters)
-    accelerator.print(f"{folder}: {config.model}, {size:,} trained parameters, {accelerator.device}, from step {start}")
-
-    def test(
-        label: str, step: int, first: int = 0, packs: int = config.test_packs, player=None, hints: bool = True
-    ) -> None:
-        if accelerator.is_main_process:
-            policy.seed("eval", config.seed)
-            policy.fresh_cache()
-            settings = (config.env, config.level, config.pack_size, range(first, first + packs), config.penalties)
-            record, _ = evaluate(player or policy, label, *settings, hints, config.ralph, config.rollouts_at_once)
-            policy.fresh_cache()
-            log.write(step, {"eval": record})
-            print(f"{label:<{len(str(config.steps)) * 2 + 6}} | success", *(f"{x:.2f}" for x in record["success"]))
-
+    accelerator.print(f"run {folder}, from step {start}")
+    journal = Journal(folder, config, accelerator)
     stop = Stop()
     if start == 0:
-        test("before training", 0)
+        journal.test("before training", 0, policy)
     for step in range(start, config.steps):
         started = time.perf_counter()
-        groups = collect(policy, config, step, accelerator.process_index, accelerator.num_processes)
+        groups = collect(policy, config, step, rank, ranks)
         played = time.perf_counter()
         episodes = assign_advantages(groups, config, accelerator)
         metrics = rollout_metrics(groups) | {"lr": schedule.get_last_lr()[0]}
@@ -488,35 +510,26 @@ def train(config: Config, folder: Path | None = None) -> None:
         schedule.step()
         metrics |= {"time_rollout": played - started, "time_train": time.perf_counter() - played}
         done = step + 1
-        log.write(done, metrics)
+        journal.write(done, metrics)
         accelerator.print(step_line(done, config, metrics))
         if accelerator.is_main_process and (done == 1 or done % config.sample_every == 0):
             write_text(folder / "samples" / f"step_{done:06d}.txt", as_text(groups[0][0]))
         if config.eval_every and done % config.eval_every == 0 and done < config.steps:
-            test("validation", done, VALIDATION_SEEDS, config.eval_packs)
+            journal.test("validation", done, policy)
         if stop.asked or done == config.steps or done % config.checkpoint_every == 0:
-            save_checkpoint(folder, done, log.lines, policy, accelerator)
+            save_checkpoint(folder, done, journal.lines, policy, accelerator)
         if stop.asked:
             accelerator.print(f"stopped after step {done}; python train.py --resume {folder} goes on")
             sys.exit(130)
 
-    test("after training", config.steps)
-    test("after, hints blanked", config.steps, hints=False)
+    journal.test("after training", config.steps, policy)
+    journal.test("after, hints blanked", config.steps, policy, hints=False)
     for name, player in reference_players(config.env).items():
-        test(name, config.steps, player=player)
+        journal.test(name, config.steps, policy, player)
     if accelerator.is_main_process:
         policy.model.save_pretrained(folder / "adapter")
-        report(folder, config, log.read())
+        journal.report()
     accelerator.end_training()
-
-
-def report(folder: Path, config: Config, lines: list[dict]) -> None:
-    """Print the table of the evaluations on the test packs and draw curves.png."""
-    records = [line["eval"] for line in lines if "eval" in line and line["eval"]["label"] != "validation"]
-    history = [line for line in lines if "eval" not in line]
-    draw(records, folder / "curves.png", f"{config.env}, level {config.level}, {config.test_packs} packs", history)
-    print(f"\nsuccess on {config.test_packs} fresh packs, mean and 95 % interval\n{table(records)}")
-    print(f"written: {folder / 'curves.png'}, {folder / 'adapter'}")
 
 
 def main() -> None:
@@ -530,10 +543,12 @@ def main() -> None:
         folder = Path(config.resume)
         config = read_config(folder)
     config.check()
+    began = time.perf_counter()
     try:
         train(config, folder)
     except KeyboardInterrupt:
         sys.exit(130)
+    print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":
