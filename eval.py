@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import matplotlib
 import torch
+import transformers
 import yaml
 from transformers import HfArgumentParser
 
@@ -59,6 +60,8 @@ def parse_flags(settings: type, argv: list[str] | None = None) -> Any:
 
 def command_line(main: Callable[[], None]) -> None:
     """Run a script's main; what the user can mend is printed as one line, and the exit code is then not zero."""
+    sys.stdout.reconfigure(line_buffering=True)  # lines show at once in a log file too
+    transformers.utils.logging.disable_progress_bar()  # those of loading and writing weights
     try:
         main()
     except (BadInput, OSError) as error:
@@ -131,7 +134,7 @@ STYLES = {"random": ("0.6", ":"), "bayes": ("0.3", "--")}  # label -> (colour, l
 
 def draw(records: list[dict], path: Path, title: str, history: list[dict] | None = None) -> None:
     """Success by position, one line a record; with `history` (records with a "step") also by position over training."""
-    figure, axes = plt.subplots(1, 2 if history else 1, figsize=(10 if history else 5.5, 4), squeeze=False)
+    figure, axes = plt.subplots(1, 2 if history else 1, figsize=(10 if history else 5.5, 4.4), squeeze=False)
     left = axes[0, 0]
     for record in records:
         mean, low, high = (torch.tensor(record[key]) for key in ("success", "success_low", "success_high"))
@@ -142,7 +145,6 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
         )
     left.set(xlabel="position in the pack", ylabel="success", ylim=(0, 1.03), title=title)
     left.set_xticks(range(len(records[0]["success"])))
-    left.legend(fontsize=8)
     if history:
         right = axes[0, 1]
         for j in range(len(history[0]["success"])):
@@ -150,9 +152,9 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
             steps, values = [h["step"] for h in history], [h["success"][j] for h in history]
             right.plot(steps, values, color=shade, label=f"position {j}")
         right.set(xlabel="training step", ylim=(0, 1.03), title="training rollouts, success by position")
-        right.legend(fontsize=8)
     for axis in axes[0]:
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

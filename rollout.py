@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
@@ -155,8 +154,8 @@ def run(games: Iterable[Generator], policy, at_once: int = 256, progress: str | 
     unstarted = list(range(len(games)))[::-1]
     under_way: dict[Episode, int] = {}  # the conversation that waits for a reply -> index of its game
     asking: list[Episode] = []
-    bar_options = {"disable": progress is None, "delay": BAR_DELAY, "leave": False}
-    with tqdm(total=len(games), desc=progress, unit="pack", **bar_options) as bar:
+    hidden = True if progress is None else None  # None: shown on a terminal only
+    with tqdm(total=len(games), desc=progress, unit="pack", disable=hidden, delay=BAR_DELAY, leave=False) as bar:
         while True:
             while unstarted and len(under_way) < at_once:
                 i = unstarted.pop()
@@ -495,7 +494,6 @@ class Lora:
 
 def load_model(model: str, dtype: str = "auto", device: str | torch.device = "cpu"):
     """(model, tokenizer) from a folder or a hub name. Raises BadInput in one line if that is not possible."""
-    transformers.utils.logging.disable_progress_bar()
     if not Path(model).exists() and (HERE / model).exists():  # the embedded policy, from any working directory
         model = str(HERE / model)
     try:

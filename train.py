@@ -210,7 +210,7 @@ def optimise(
         n_tokens = torch.tensor(sum(episode.n_sampled for episode in minibatch), device=accelerator.device)
         n_tokens = max(1, accelerator.reduce(n_tokens, "sum").item())
         batches = batches_by_length({e: len(e.ids) for e in minibatch}, config.tokens_per_microbatch)
-        for batch in tqdm(batches, desc="training", delay=BAR_DELAY, leave=False):
+        for batch in tqdm(batches, desc="training", disable=None, delay=BAR_DELAY, leave=False):
             ids, mask, old_logp = pad_batch(batch, accelerator.device)  # [B, T] each
             advantages = torch.tensor([e.advantage for e in batch], device=ids.device)[:, None].expand(
                 ids.shape
