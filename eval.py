@@ -49,11 +49,12 @@ def parse_flags(settings: type, argv: list[str] | None = None) -> Any:
         file = Path(argv.pop(0))
         try:
             values = yaml.safe_load(file.read_text())  # JSON is YAML
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BadInput(f"{file}: cannot be read as YAML or JSON ({str(error).splitlines()[0]})") from error
         names = [f.name for f in fields(settings)]
-        if not isinstance(values, dict) or not set(values) <= set(names):
-            raise BadInput(f"{file}: expected a mapping with keys out of {', '.join(names)}")
+        unknown = sorted(map(str, set(values) - set(names))) if isinstance(values, dict) else [str(values)]
+        if unknown:
+            raise BadInput(f"{file}: unknown setting {unknown[0]!r}; choose from {', '.join(names)}")
         argv = [text for key, value in values.items() for text in (f"--{key}", str(value))] + argv
     return settings(**vars(OneLineParser(settings, allow_abbrev=False).parse_args(argv)))
 
@@ -221,7 +222,7 @@ def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int
 def main() -> None:
     config = parse_flags(EvalConfig)
     for name in ("packs", "rollouts_at_once", "max_reply_tokens", "temperature"):
-        if getattr(config, name) <= 0:
+        if not getattr(config, name) > 0:
             raise BadInput(f"{name}={getattr(config, name)}: must be above 0")
     run_settings = read_run(Path(config.policy)) if is_run(Path(config.policy)) else {}
     env = config.env or run_settings.get("env", "frozenlake")

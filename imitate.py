@@ -271,8 +271,10 @@ def build_embedded(config: ImitateConfig) -> Policy:
 def main() -> None:
     config = parse_flags(ImitateConfig)
     for name in ("steps", "packs_per_step", "pack_size", "lr", "tokens_per_microbatch"):
-        if getattr(config, name) <= 0:
+        if not getattr(config, name) > 0:
             raise BadInput(f"{name}={getattr(config, name)}: must be above 0")
+    if config.lora_rank < 0:
+        raise BadInput(f"lora_rank={config.lora_rank}: must be at least 0")
     if not config.output or Path(config.output).exists():
         raise BadInput(f"output={config.output!r}: name a folder that does not exist yet")
     torch.manual_seed(config.seed)

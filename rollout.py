@@ -90,7 +90,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Penalties:
-    """Length penalty of solved tasks and format penalty of hint updates (cod = coefficient, lo/hi in tokens)."""
+    """Length penalty of solved tasks (coefficient, range of reply tokens) and format penalty of hint updates."""
 
     length: float = 0.1
     tokens_lo: float = 1e6
@@ -185,7 +185,7 @@ class ChatFormat:
     template itself can produce them. Raises BadInput if the template cannot be used this way.
     """
 
-    REPLY, TEXT = "A previous reply 71.", "The next observation 82."  # stand-ins, found again in rendered text
+    TEXT = "The next observation 82."  # a stand-in, found again in rendered text
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
@@ -193,11 +193,8 @@ class ChatFormat:
             raise self._unusable("is missing; an instruction-tuned model is needed")
         self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.encode = functools.lru_cache(maxsize=20_000)(self._encode)
-        after_reply = self._after_reply(1, self.TEXT)
-        if after_reply.count(self.TEXT) != 1:
-            raise self._unusable("does not show every message once")
         # what stands between a reply and the text of the next user message, and after that text
-        self.before, self.after = after_reply.split(self.TEXT)
+        self.before, self.after = self._after_reply(1, self.TEXT).split(self.TEXT)
         for turns, text in ((1, "Another one,\n\n4: 7"), (3, self.TEXT)):
             if self._after_reply(turns, text) != self.before + text + self.after:
                 raise self._unusable("renders the same kind of turn in different ways")
@@ -208,13 +205,16 @@ class ChatFormat:
 
     def _after_reply(self, turns: int, text: str) -> str:
         """What the template puts after the last of `turns` replies when a user message with this text follows."""
-        messages = [{"role": "system", "content": "Rules."}]
-        for _ in range(turns):
-            messages += [{"role": "user", "content": "Observation."}, {"role": "assistant", "content": self.REPLY}]
-        rendered = self._render([*messages, {"role": "user", "content": text}], add_generation_prompt=True)
-        if rendered.count(self.REPLY) != turns:
-            raise self._unusable("does not show every message once")
-        return rendered.split(self.REPLY)[-1]
+        messages = [{"role": "system", "content": "The rules 53."}]
+        for n in range(turns):
+            messages.append({"role": "user", "content": f"Observation {n}."})
+            messages.append({"role": "assistant", "content": f"Reply {n}."})
+        messages.append({"role": "user", "content": text})
+        rendered = self._render(messages, add_generation_prompt=True)
+        places = [rendered.find(message["content"]) for message in messages]
+        if places != sorted(places) or any(rendered.count(message["content"]) != 1 for message in messages):
+            raise self._unusable("does not show every message once and in order")
+        return rendered.split(messages[-2]["content"])[1]
 
     def _unusable(self, why: str) -> BadInput:
         return BadInput(f"model={self.tokenizer.name_or_path!r}: its chat template {why}")
@@ -321,10 +321,38 @@ class Policy:
         self.max_reply_tokens = max_reply_tokens
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)
-        self.max_length = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        # attention is full here, so a conversation may not outgrow a sliding window
+        limits = [getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+        self.max_length = min([limit for limit in limits if limit] or [1 << 30])
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
+        self._check()
         self.fresh_cache()
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Raise BadInput unless reading two rows piece by piece through the cache gives the model's own predictions.
+
+        It does not for architectures that scale their logits, keep other things than keys and values, or cannot take a
+        mask for every row.
+        """
+        self.model.eval()
+        self.fresh_cache()
+        self.conversations, self.cached = [None, None], [0, 0]
+        ids = torch.arange(24, device=self.device).view(2, 12) % self.model.config.vocab_size  # [2, 12]
+        try:
+            want = self.model(input_ids=ids, use_cache=False).logits.float().softmax(dim=-1)  # [2, 12, V]
+            parts = [
+                self._forward(ids[:, :8], [0, 1])
+            ]  # the second row counts 5 of these 8 tokens, the rest is padding
+            self.cached = [8, 5]
+            parts.append(self._forward(torch.stack([ids[0, 8:], ids[1, 5:9]]), [0, 1]))
+            got = [self.head(part).float().softmax(dim=-1) for part in parts]  # [2, 8, V], [2, 4, V]
+            gap = max((got[1][0] - want[0, 8:]).abs().sum(-1).max(), (got[1][1] - want[1, 5:9]).abs().sum(-1).max())
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise BadInput(f"{type(self.model).__name__}: cannot be sampled from here ({error})") from error
+        if not gap < 0.1:  # of at most 2; rounding in bfloat16 stays far below
+            raise BadInput(f"{type(self.decoder).__name__}: this architecture or attention implementation does not fit")
 
     def seed(self, *parts) -> None:
         self.generator.manual_seed(random.Random("/".join(map(str, parts))).getrandbits(63))
@@ -499,16 +527,15 @@ def load_model(model: str, dtype: str = "auto", device: str | torch.device = "cp
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device), tokenizer
-    except (OSError, ValueError) as error:
+    except Exception as error:  # readers of weights and tokenizers raise errors of many kinds
         raise BadInput(f"model={model!r}: cannot be loaded ({str(error).splitlines()[0]})") from error
 
 
-def add_adapter(model, lora: Lora | None = None, folder: Path | None = None) -> PeftModel:
+def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftModel:
     """The model with a trainable adapter: a fresh one from the global random state, or the one saved in `folder`."""
-    if folder is not None:
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
     options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    settings = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **options)
     with warnings.catch_warnings():  # about a property that peft reads and transformers renames
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, settings)
+        if folder is not None:
+            return PeftModel.from_pretrained(model, folder, is_trainable=True)
+        return get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **options))
