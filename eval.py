@@ -21,7 +21,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from envs import BadInput, make_pack
+from envs import BadInput, first_line, make_pack
 from players import PLAYERS
 from rollout import Penalties, Policy, Rollout, add_adapter, load_model, play, run
 
@@ -50,7 +50,7 @@ def parse_flags(settings: type, argv: list[str] | None = None) -> Any:
         try:
             values = yaml.safe_load(file.read_text())  # JSON is YAML
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadInput(f"{file}: cannot be read as YAML or JSON ({str(error).splitlines()[0]})") from error
+            raise BadInput(f"{file}: cannot be read as YAML or JSON ({first_line(error)})") from error
         names = [f.name for f in fields(settings)]
         unknown = sorted(map(str, set(values) - set(names))) if isinstance(values, dict) else [str(values)]
         if unknown:
@@ -199,7 +199,7 @@ def read_run(path: Path) -> dict:
     try:
         return json.loads((path / "config.json").read_text())
     except ValueError as error:
-        raise BadInput(f"{path / 'config.json'}: cannot be read ({error})") from error
+        raise BadInput(f"{path / 'config.json'}: cannot be read ({first_line(error)})") from error
 
 
 def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int):
@@ -231,6 +231,8 @@ def main() -> None:
     policy = load_policy(config.policy, config.dtype, config.temperature, config.max_reply_tokens)
     if getattr(policy, "env", env) != env:
         raise BadInput(f"policy={config.policy!r}: plays {policy.env}, not {env}")
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
     if isinstance(policy, Policy):
         policy.seed("eval", config.seed)
     label = Path(config.policy).name + (", hints blanked" if config.context == "none" else "")
@@ -241,9 +243,9 @@ def main() -> None:
     for name, player in reference_players(env).items():
         if name != config.policy:
             records.append(evaluate(player, name, *settings, ralph=config.ralph)[0])
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "eval.json").write_text(json.dumps({"config": vars(config), "records": records}, indent=1) + "\n")
+    (output / "eval.json").write_text(
+        json.dumps({"config": vars(config) | {"env": env, "level": level}, "records": records}, indent=1) + "\n"
+    )
     draw(records, output / "eval.png", f"{env}, level {level}, {config.packs} packs")
     print(table(records))
     print(f"broken format {record['broken_format']:.2%}, truncated replies {record['truncated']:.2%}")

@@ -12,6 +12,7 @@ goal most of the time, but rarely uses what it knows and writes bad hints. What 
 find out that good hints, and using them, pay.
 """
 
+import dataclasses
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -279,7 +280,7 @@ def main() -> None:
         raise BadInput(f"output={config.output!r}: name a folder that does not exist yet")
     torch.manual_seed(config.seed)
     if not config.model:
-        policy = build_embedded(config)
+        policy = build_embedded(dataclasses.replace(config, level="tiny", pack_size=4))
         model = policy.model
     else:
         model, tokenizer = load_model(config.model, config.dtype, "cuda" if torch.cuda.is_available() else "cpu")

@@ -31,11 +31,11 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, load, set_seed
 from peft import load_peft_weights, set_peft_model_state_dict
 from tqdm import tqdm
 
-from envs import BadInput, make_pack
+from envs import BadInput, first_line, make_pack
 from eval import command_line, draw, evaluate, flag, is_run, parse_flags, reference_players, table
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from players import Player
@@ -115,22 +115,13 @@ class Config:
 
     def check(self) -> None:
         """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
-        at_least = {
-            0: ["warmup_steps", "eval_every", "weight_decay", "length_penalty", "hint_penalty", "kl_coef", "seed"]
-        }
-        at_least[1] = [
-            "lora_rank",
-            "lora_alpha",
-            "steps",
-            "packs_per_step",
-            "max_reply_tokens",
-            "rollouts_at_once",
-            "window",
-        ]
-        at_least[1] += ["pack_size", "updates_per_batch", "tokens_per_microbatch", "eval_packs", "test_packs"]
-        at_least[1] += ["sample_every", "checkpoint_every"]
-        for minimum, names in at_least.items():
-            for name in names:
+        not_negative = "warmup_steps eval_every weight_decay length_penalty hint_penalty kl_coef seed"
+        positive = (
+            "lora_rank lora_alpha pack_size steps packs_per_step max_reply_tokens rollouts_at_once window "
+            "updates_per_batch tokens_per_microbatch eval_packs test_packs sample_every checkpoint_every"
+        )
+        for minimum, names in ((0, not_negative), (1, positive)):
+            for name in names.split():
                 if not getattr(self, name) >= minimum:
                     raise BadInput(f"{name}={getattr(self, name)}: must be at least {minimum}")
         for name in ("temperature", "lr", "grad_clip", "clip_eps", "gamma"):
@@ -310,7 +301,7 @@ def read_config(folder: Path) -> Config:
     try:
         return Config(**json.loads((folder / "config.json").read_text()))
     except (ValueError, TypeError) as error:
-        raise BadInput(f"resume={str(folder)!r}: its config.json cannot be read ({error})") from error
+        raise BadInput(f"resume={str(folder)!r}: its config.json cannot be read ({first_line(error)})") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -326,7 +317,6 @@ def save_checkpoint(folder: Path, step: int, metric_lines: int, policy: Policy, 
     temporary = folder / "checkpoints" / f".tmp-step_{step:06d}"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)
         temporary.mkdir()
     accelerator.wait_for_everyone()
     try:
@@ -338,7 +328,7 @@ def save_checkpoint(folder: Path, step: int, metric_lines: int, policy: Policy, 
         shutil.rmtree(temporary, ignore_errors=True)
         kept = checkpoints(folder)
         raise BadInput(
-            f"{final}: the checkpoint could not be written ({str(error).splitlines()[0]}); "
+            f"{final}: the checkpoint could not be written ({first_line(error)}); "
             + (f"{kept[-1]} is kept, go on with --resume {folder}" if kept else "there is no older one")
         ) from error
     accelerator.wait_for_everyone()
@@ -357,10 +347,11 @@ def load_checkpoint(folder: Path, policy: Policy, accelerator: Accelerator) -> i
             done, metric_lines = state["step"], state["metric_lines"]
             weights = load_peft_weights(str(newest[0] / "adapter"), device=str(accelerator.device))
             set_peft_model_state_dict(policy.model, weights)
+            load(newest[0] / f"random_states_{accelerator.process_index}.pkl")  # load_state passes over a damaged one
             accelerator.load_state(str(newest[0]))
         except Exception as error:  # whatever a damaged file makes the readers raise
             raise BadInput(
-                f"{newest[0]}: this checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                f"{newest[0]}: this checkpoint cannot be read ({type(error).__name__}: {first_line(error)}); "
                 "delete it to go on from the one before"
             ) from error
     if accelerator.is_main_process:

@@ -1,0 +1,448 @@
+"""eval.py: the numbers in a record, the table and the picture, settings from flags and files, and its command line."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+import eval as script
+from envs import BadInput
+from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
+from players import BayesPlayer, RandomPlayer
+from rollout import Episode, Lora, Penalties, Policy, Reply, Rollout, add_adapter, load_model
+
+ROOT = Path(__file__).parents[1]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Records
+
+
+def rollout_of(outcomes, penalty=0.0):
+    """A rollout of solved tasks with these outcomes."""
+    episodes = []
+    for j, outcome in enumerate(map(float, outcomes)):
+        reward = max(0.0, outcome - penalty)
+        episodes.append(Episode("solve", j, [], "", outcome=outcome, reward=reward, replies=[Reply("")]))
+    return Rollout(0, episodes)
+
+
+def test_record_by_hand():
+    rollouts = [rollout_of([0, 1, 1], 0.25), rollout_of([0, 1, 0], 0.25), rollout_of([1, 1, 0]), rollout_of([0, 0, 0])]
+    update = Episode("update", 0, [], "", reward=-0.1, broken_format=True)
+    update.replies = [Reply("", truncated=True)]
+    rollouts[0].episodes.insert(1, update)
+    rollouts[1].episodes[2].broken_format = True
+    rollouts[2].episodes[0].replies = [Reply(""), Reply("", truncated=True), Reply("")]
+    record = summarise("mine", rollouts)
+    assert (record["label"], record["packs"]) == ("mine", 4)
+    assert record["success"] == [0.25, 0.75, 0.25]
+    assert record["reward"] == [0.25, 0.625, 0.1875]
+    assert record["gap"] == [0.0]
+    assert record["broken_format"] == pytest.approx(2 / 13)
+    assert record["truncated"] == pytest.approx(2 / 15)
+
+
+def test_gap_is_last_minus_first():
+    assert summarise("", [rollout_of([0.25, 0, 1]), rollout_of([0, 0, 0.75])])["gap"] == [0.75]
+    assert summarise("", [rollout_of([1, 1, 0])])["gap"] == [-1.0]
+    assert summarise("", [rollout_of([1]), rollout_of([0])])["gap"] == [0.0]  # one position: nothing to compare
+
+
+def test_intervals_contain_the_mean_and_shrink_with_more_packs():
+    widths = []
+    for n in (8, 80, 800):
+        record = summarise("", [rollout_of([0, 1, 1]), rollout_of([0, 0, 1]), rollout_of([1, 1, 1])] * n)
+        for key in ("success", "reward", "gap"):
+            for low, mean, high in zip(record[f"{key}_low"], record[key], record[f"{key}_high"], strict=True):
+                assert low <= mean <= high
+        widths.append(record["success_high"][0] - record["success_low"][0])
+        assert record["success_low"][2] == record["success_high"][2] == 1.0
+    assert widths[0] > 2 * widths[1] > 4 * widths[2] > 0
+
+
+def test_interval_has_the_width_of_a_95_percent_one():
+    """Of a mean of n coin flips: 2 * 1.96 * 0.5 / sqrt(n)."""
+    record = summarise("", [rollout_of([0]), rollout_of([1])] * 200)
+    assert record["success_high"][0] - record["success_low"][0] == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+
+
+def test_packs_are_resampled_whole():
+    """First and last task of a pack always end alike: so sure is the gap, however unsure either is."""
+    record = summarise("", [rollout_of([0, 0]), rollout_of([1, 1])] * 10)
+    assert record["success_low"][0] < 0.4 < 0.6 < record["success_high"][0]
+    assert (record["gap_low"], record["gap"], record["gap_high"]) == ([0.0], [0.0], [0.0])
+
+
+def test_record_is_the_same_every_time():
+    rollouts = [rollout_of([k % 2, k % 3 == 0]) for k in range(30)]
+    first = summarise("a", rollouts)
+    torch.rand(5)
+    assert summarise("a", rollouts) == first
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_evaluate_plays_the_packs_it_is_given():
+    settings = ("frozenlake", "tiny", 3, [4, 2, 9], Penalties())
+    record, rollouts = evaluate(BayesPlayer(), "bayes", *settings)
+    assert [rollout.pack_seed for rollout in rollouts] == [4, 2, 9]
+    assert all(len(rollout.episodes) == 5 for rollout in rollouts)
+    assert record == summarise("bayes", rollouts)
+    _, blanked = evaluate(BayesPlayer(), "bayes", *settings, hints=False)
+    assert all(len(rollout.episodes) == 3 for rollout in blanked)
+    _, ralph = evaluate(BayesPlayer(), "bayes", *settings, ralph=True)
+    for rollout in ralph:
+        assert len({episode.messages[1]["content"] for episode in rollout.of("solve")}) == 1
+
+
+def test_reference_players_are_those_that_play_the_environment():
+    players = reference_players("frozenlake")
+    assert {label: type(player) for label, player in players.items()} == {"random": RandomPlayer, "bayes": BayesPlayer}
+    assert reference_players("another") == {}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Table and picture
+
+
+def record_of(label, *means):
+    """A record with intervals of +- 0.05."""
+    record = {"label": label, "gap": [means[-1] - means[0]], "gap_low": [-0.25], "gap_high": [0.5]}
+    for name in ("success", "reward"):
+        shift = 0.0 if name == "success" else 0.1
+        record[name] = [mean - shift for mean in means]
+        record[f"{name}_low"] = [mean - shift - 0.05 for mean in means]
+        record[f"{name}_high"] = [mean - shift + 0.05 for mean in means]
+    return record
+
+
+def test_table_has_a_line_for_each_record():
+    records = [record_of("mine", 0.25, 0.5), record_of("a longer name", 0.3, 0.9)]
+    header, *lines = table(records).split("\n")
+    assert header.split() == ["position", "0", "position", "1", "gap"]
+    assert lines == [
+        "mine            0.25 [ 0.20, 0.30]   0.50 [ 0.45, 0.55]   0.25 [-0.25, 0.50]",
+        "a longer name   0.30 [ 0.25, 0.35]   0.90 [ 0.85, 0.95]   0.60 [-0.25, 0.50]",
+    ]
+    assert "0.15 [ 0.10, 0.20]   0.40 [ 0.35, 0.45]   0.25 [-0.25, 0.50]" in table(records, "reward")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(script.plt, "close", figures.append)
+    records = [record_of("mine", 0.25, 0.5, 0.75), record_of("random", 0.3, 0.4, 0.5), record_of("bayes", 0.5, 0.9, 1)]
+    history = [{"step": 10 * k, "success": [0.1, 0.2, 0.1 * k]} for k in range(steps)]
+    draw(records, tmp_path / "picture.png", "The title", history or None)
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    [figure] = figures
+    left, *right = figure.axes
+    handles, labels = left.get_legend_handles_labels()
+    assert labels == ["mine", "random", "bayes"] and left.get_title() == "The title"
+    for handle, record in zip(handles, records, strict=True):
+        assert list(handle[0].get_xdata()) == [0, 1, 2]
+        assert list(handle[0].get_ydata()) == pytest.approx(record["success"])
+        [bars] = handle[2]
+        ends = [tuple(segment[:, 1]) for segment in bars.get_segments()]
+        assert ends == [pytest.approx(pair) for pair in zip(record["success_low"], record["success_high"], strict=True)]
+    assert len(right) == (steps > 0)
+    for axis in right:
+        assert [line.get_label() for line in axis.get_lines()] == ["position 0", "position 1", "position 2"]
+        for j, line in enumerate(axis.get_lines()):
+            assert list(line.get_xdata()) == [h["step"] for h in history]
+            assert list(line.get_ydata()) == [h["success"][j] for h in history]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str = flag("x", "a text")
+    count: int = flag(3, "a number of things")
+    big_rate: float = flag(0.5, "a rate")
+    loud: bool = flag(False, "a switch")
+    mode: Literal["slow", "fast"] = flag("slow", "a choice")
+
+
+FILES = {
+    "a.yaml": "count: 5\nbig_rate: 1e-3\nloud: true\nname: some text\n",
+    "a.yml": "mode: fast\n",
+    "a.json": '{"count": 7, "loud": false, "mode": "fast"}',
+    "typo.yaml": "count: 5\nbig_rat: 2\n",
+    "text.yaml": "just text\n",
+    "empty.yaml": "",
+    "broken.yaml": "count: [1, 2\nname: {",
+    "value.yaml": "count: many\n",
+    "choice.json": '{"mode": "medium"}',
+    "binary.yaml": b"\xff\xfe\x00\x01",
+}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "changed"),
+    [
+        ([], {}),
+        (["--count", "-4", "--big_rate", "0.25"], {"count": -4, "big_rate": 0.25}),
+        (["--big-rate=2", "--loud", "--mode", "fast"], {"big_rate": 2.0, "loud": True, "mode": "fast"}),
+        (["--loud", "false", "--name", ""], {"name": ""}),
+        (["a.yaml"], {"count": 5, "big_rate": 0.001, "loud": True, "name": "some text"}),
+        (["a.yml"], {"mode": "fast"}),
+        (["a.json"], {"count": 7, "mode": "fast"}),
+        (
+            ["a.yaml", "--count", "6", "--loud", "no"],
+            {"count": 6, "big_rate": 0.001, "loud": False, "name": "some text"},
+        ),
+    ],
+)
+def test_settings_come_from_the_file_and_flags_win(argv, changed, files):
+    assert parse_flags(Settings, argv) == Settings(**changed)
+
+
+def test_settings_come_from_the_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--count", "9"])
+    assert parse_flags(Settings) == Settings(count=9)
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--size", "3"], ["--size", "3"]),
+        (["--coun", "3"], ["--coun", "3"]),  # no abbreviations
+        (["stray"], ["stray"]),
+        (["--count", "many"], ["--count", "many"]),
+        (["--count", "1.5"], ["--count", "1.5"]),
+        (["--count"], ["--count"]),
+        (["--big-rate", "fast"], ["rate", "fast"]),
+        (["--loud", "maybe"], ["--loud", "maybe"]),
+        (["--mode", "medium"], ["--mode", "medium", "slow", "fast"]),
+        (["value.yaml"], ["count", "many"]),
+        (["choice.json"], ["mode", "medium", "slow", "fast"]),
+        (["text.yaml"], ["text.yaml", "big_rate"]),
+        (["empty.yaml"], ["empty.yaml", "big_rate"]),
+        (["broken.yaml"], ["broken.yaml"]),
+        (["typo.yaml"], ["typo.yaml", "'big_rat'"]),
+        (["binary.yaml"], ["binary.yaml"]),
+    ],
+)
+def test_bad_settings_are_named_in_one_line(argv, named, files):
+    with pytest.raises(BadInput) as raised:
+        parse_flags(Settings, argv)
+    assert all(part in str(raised.value) for part in named) and "\n" not in str(raised.value)
+
+
+def test_missing_settings_file_is_an_error_of_one_line(files):
+    with pytest.raises(SystemExit) as raised:
+        command_line(lambda: parse_flags(Settings, ["nowhere.yaml"]))
+    assert raised.value.code.startswith("error: ") and "nowhere.yaml" in raised.value.code
+
+
+def test_bugs_are_not_hidden():
+    """Only what the user can mend becomes one line."""
+
+    def buggy():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        command_line(buggy)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Policies
+
+
+@pytest.fixture(scope="session")
+def run_folder(model_folder, tmp_path_factory):
+    """A run of train.py as far as eval.py reads it; its adapter does something."""
+    folder = tmp_path_factory.mktemp("runs") / "a-run"
+    torch.manual_seed(0)
+    model = add_adapter(load_model(str(model_folder))[0], Lora(rank=2, alpha=4))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder / "adapter")
+    settings = {"model": str(model_folder), "env": "frozenlake", "level": "train"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "metrics.jsonl").write_text("")
+    return folder
+
+
+def first_logits(policy):
+    ids = torch.arange(10)[None]
+    return policy.model(input_ids=ids).logits
+
+
+@torch.no_grad()
+def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder):
+    bare = load_policy(str(model_folder), "auto", 0.5, 7)
+    trained = load_policy(str(run_folder), "auto", 0.5, 7)
+    assert isinstance(trained, Policy) and (trained.temperature, trained.max_reply_tokens) == (0.5, 7)
+    assert not torch.allclose(first_logits(trained), first_logits(bare), atol=0.01)
+    with trained.model.disable_adapter():
+        torch.testing.assert_close(first_logits(trained), first_logits(bare))
+
+
+def test_policy_may_be_a_player_or_a_model_in_another_precision(model_folder):
+    assert isinstance(load_policy("bayes", "auto", 1.0, 1), BayesPlayer)
+    assert isinstance(load_policy("random", "auto", 1.0, 1), RandomPlayer)
+    assert load_policy(str(model_folder), "bfloat16", 1.0, 1).model.dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def call(monkeypatch, *argv):
+    """Run the script's main in this process, as `python eval.py ARGV` does."""
+    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, argv)])
+    command_line(script.main)
+
+
+def results(folder):
+    assert (folder / "eval.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((folder / "eval.json").read_text())
+
+
+def start(*argv, cwd):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "eval.py", *argv]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_random_player_from_the_shell(tmp_path):
+    done = start("--policy", "random", "--packs", "3", "--pack-size", "2", "--output", "a/b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "random" in done.stdout and "bayes" in done.stdout and "position 1" in done.stdout
+    saved = results(tmp_path / "a" / "b")
+    assert saved["config"]["policy"] == "random" and saved["config"]["packs"] == 3
+    assert [(record["label"], record["packs"]) for record in saved["records"]] == [("random", 3), ("bayes", 3)]
+    assert all(len(record["success"]) == 2 for record in saved["records"])
+
+
+def test_unknown_policy_from_the_shell(tmp_path):
+    done = start("--policy", "runs/nowhere", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and "runs/nowhere" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "unknown policy folder": (["--policy", "no/such/folder"], ["no/such/folder"]),
+    "unknown policy name": (["--policy", "nobody"], ["nobody"]),
+    "folder without a model": (["--policy", "empty"], ["empty"]),
+    "run without an adapter": (["--policy", "unfinished"], ["unfinished", "--resume"]),
+    "run with a broken config": (["--policy", "broken"], ["broken/config.json"]),
+    "unknown env": (["--policy", "random", "--env", "chess"], ["env='chess'", "frozenlake"]),
+    "unknown level": (["--policy", "random", "--level", "easy"], ["level='easy'", "tiny"]),
+    "no packs": (["--policy", "random", "--packs", "0"], ["packs=0"]),
+    "empty packs": (["--policy", "random", "--pack-size", "0"], ["pack_size=0"]),
+    "no temperature": (["--policy", "random", "--temperature", "-1"], ["temperature=-1.0"]),
+    "temperature is no number": (["--policy", "random", "--temperature", "nan"], ["temperature=nan"]),
+    "no tokens": (["--policy", "random", "--max-reply-tokens", "0"], ["max_reply_tokens=0"]),
+    "no rollouts": (["--policy", "random", "--rollouts-at-once", "-3"], ["rollouts_at_once=-3"]),
+    "unknown flag": (["--policy", "random", "--size", "3"], ["--size"]),
+    "unknown context": (["--policy", "random", "--context", "all"], ["--context", "all", "own", "none"]),
+    "output is a file": (["--policy", "random", "--packs", "2", "--output", "a-file"], ["a-file"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    BAD.values(),
+    ids=BAD.keys(),
+)
+def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_text("kept")
+    (tmp_path / "empty").mkdir()
+    for name, config in (("unfinished", '{"model": "x"}'), ("broken", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / "metrics.jsonl").write_text("")
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, *argv)
+    line = raised.value.code  # what Python prints to stderr, with exit code 1
+    assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
+    assert all(part in line for part in named)
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "a-file").read_text() == "kept" and not (tmp_path / "eval").exists()
+
+
+def test_help_names_every_flag(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, "--help")
+    assert not raised.value.code
+    out = capsys.readouterr().out
+    assert all(f"--{name}" in out for name in vars(script.EvalConfig()))
+
+
+def test_run_is_evaluated_on_its_own_level_unless_told_otherwise(run_folder, tmp_path, monkeypatch, capsys):
+    made = []
+    original = script.make_pack
+    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    options = ["--policy", run_folder, "--packs", 2, "--pack-size", 2, "--max-reply-tokens", 5, "--output", tmp_path]
+    call(monkeypatch, *options, "--seed", 3)
+    assert {arguments[3] for arguments in made} == {"train"}
+    assert {arguments[1] for arguments in made[1:]} == {6, 7}  # the packs of other seeds are others
+    saved = results(tmp_path)
+    assert [record["label"] for record in saved["records"]] == ["a-run", "random", "bayes"]
+    assert saved["records"][0]["truncated"] > 0 and "truncated" in capsys.readouterr().out
+    made.clear()
+    call(monkeypatch, *options, "--level", "tiny")
+    assert {arguments[3] for arguments in made} == {"tiny"}
+    assert results(tmp_path)["config"]["level"] == "tiny"
+
+
+def test_evaluation_is_repeatable_and_its_seed_is_that_of_the_sampling_too(model_folder, tmp_path, monkeypatch):
+    seeds, seed = [], Policy.seed
+    monkeypatch.setattr(Policy, "seed", lambda policy, *parts: seeds.append(parts) or seed(policy, *parts))
+    options = ["--policy", model_folder, "--packs", 3, "--max-reply-tokens", 5]
+    for folder in ("a", "b"):
+        call(monkeypatch, *options, "--output", tmp_path / folder)
+    call(monkeypatch, *options, "--output", tmp_path / "c", "--seed", 1)
+    assert results(tmp_path / "a")["records"] == results(tmp_path / "b")["records"]
+    assert len(seeds) == 3 and seeds[0] == seeds[1] != seeds[2]
+
+
+def test_hints_can_be_blanked(tmp_path, monkeypatch):
+    asked = []
+    original = script.play
+    monkeypatch.setattr(script, "play", lambda pack, p, hints: asked.append(hints) or original(pack, p, hints))
+    call(monkeypatch, "--policy", "bayes", "--context", "none", "--packs", 40, "--output", tmp_path)
+    blanked, random_player = results(tmp_path)["records"]
+    assert (blanked["label"], random_player["label"]) == ("bayes, hints blanked", "random")
+    assert asked == [False] * 40 + [True] * 40  # the player it is compared with keeps its hints
+    call(monkeypatch, "--policy", "bayes", "--packs", 40, "--output", tmp_path)
+    assert results(tmp_path)["records"][0]["success"][3] > blanked["success"][3] + 0.2
+
+
+def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
+    made = []
+    original = script.make_pack
+    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    call(monkeypatch, "--policy", "random", "--packs", 2, "--ralph", "--output", tmp_path)
+    assert [arguments[4] for arguments in made[1:]] == [True] * 4
+
+
+def test_length_penalty_is_in_the_reward_only(tmp_path, monkeypatch):
+    records = []
+    for coefficient in (0, 0.4):
+        options = ["--policy", "bayes", "--packs", 20, "--length-penalty", coefficient, "--output", tmp_path]
+        call(monkeypatch, *options)
+        records.append(results(tmp_path)["records"][0])
+    assert records[0]["success"] == records[1]["success"] == records[0]["reward"]
+    assert all(less < more for less, more in zip(records[1]["reward"], records[0]["reward"], strict=True))

@@ -1,0 +1,361 @@
+"""imitate.py: what the lessons ask for, that imitation learns it, and the command line."""
+
+import copy
+import itertools
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import imitate as script
+from context import NO_HINTS_YET
+from envs import MOVES, BadInput, make_pack
+from eval import command_line
+from imitate import (
+    ImitateConfig,
+    Teacher,
+    build_model,
+    drill,
+    hint_quality,
+    imitate,
+    lessons,
+    phrases,
+    rise_and_fall,
+    sample_packs,
+)
+from players import BayesPlayer, Planner, RandomPlayer
+from rollout import ChatFormat, Policy, add_adapter, load_model, pad_batch, play, run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def chat(tokenizer):
+    return ChatFormat(tokenizer)
+
+
+def masked_runs(episode):
+    """The stretches of sampled tokens, each as a list of ids."""
+    grouped = itertools.groupby(zip(episode.mask, episode.ids, strict=True), key=lambda pair: pair[0])
+    return [[token for _, token in pairs] for sampled, pairs in grouped if sampled]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The tokenizer's phrases
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("one line", ["one line"]),
+        ("one\ntwo\n", ["one\n", "two\n"]),
+        ("one\n\ntwo", ["\ntwo", "one\n"]),
+        ("- up: Direction 3\n- down: unknown\n", ["\n- down: ", "- up: ", "Direction 3", "unknown"]),
+        ("Go up: <answer>Direction 1</answer>", ["</answer>", "Direction 1", "Go up: <answer>"]),
+        ("Direction 5", ["Direction 5"]),
+        ("Direction 4\nunknown", ["Direction 4", "unknown"]),
+        ("a\nDirection 2b", ["Direction 2", "a\n"]),  # single characters are bytes anyway
+        ("", []),
+    ],
+)
+def test_phrases_by_hand(text, pieces):
+    assert phrases({text}) == pieces
+
+
+def test_phrases_are_sorted_and_listed_once():
+    assert phrases({"b line\na line", "a line\n", "b line\n"}) == ["a line", "a line\n", "b line\n"]
+
+
+def test_every_value_is_one_token(tokenizer):
+    """Behind every kind of key, and whatever follows."""
+    for way, value in itertools.product(MOVES, ["Direction 1", "Direction 4", "unknown"]):
+        for before, after in (("### BEGIN HINTS\n- {}: ", "\n- x: "), ("Go {}: <answer>", "</answer>")):
+            ids = tokenizer(before.format(way) + value + after).input_ids
+            assert value in [tokenizer.decode(token) for token in ids]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Lessons
+
+
+def test_drill_asks_for_every_value_shown_before_and_for_nothing_else(tokenizer, chat):
+    kinds, n_asked = set(), 0
+    for seed in range(30):
+        episode = drill(chat, random.Random(seed), lines=20)
+        assert len(episode.ids) == len(episode.mask) == len(episode.logps) and not any(episode.logps)
+        said = [tokenizer.decode(token) for token in episode.ids]
+        shown = {}
+        for k, (text, masked) in enumerate(zip(said, episode.mask, strict=True)):
+            if not re.fullmatch("Direction [1-4]", text):
+                assert not masked
+                continue
+            way = re.findall("up|down|left|right", "".join(said[:k]))[-1]  # the key right before the value
+            assert masked == (way in shown)
+            assert shown.setdefault(way, text) == text
+            kinds.add("".join(said[:k]).rsplit(way, 1)[0].rsplit("\n", 1)[-1])
+            n_asked += masked
+        assert len(set(shown.values())) == len(shown)
+        assert sum(bool(re.fullmatch("Direction [1-4]", text)) for text in said) == 20
+    assert n_asked > 30 * 12
+    assert len(kinds) >= 3
+
+
+def test_drills_differ(chat):
+    rng = random.Random(0)
+    first, second = drill(chat, rng), drill(chat, rng)
+    assert first.ids != second.ids
+    assert drill(chat, random.Random(0)).ids == first.ids
+
+
+@pytest.mark.parametrize("player", [Planner(0), BayesPlayer(), RandomPlayer(0)])
+def test_teacher_masks_the_replies_and_the_ends_of_the_turns(player, tokenizer, chat):
+    packs = [make_pack("frozenlake", seed, 3, "tiny") for seed in range(10)]
+    for result in run(map(play, packs), Teacher(player, chat)):
+        for episode in result.episodes:
+            said = [tokenizer.decode(ids) for ids in masked_runs(episode)]
+            assert said == [reply.text + "<|end|>" for reply in episode.replies]
+            assert [m["content"] for m in episode.messages if m["role"] == "assistant"] == [t[:-7] for t in said]
+            assert len(episode.logps) == len(episode.ids) and not any(episode.logps)
+
+
+def test_teacher_lets_no_reply_spell_special_tokens(tokenizer, chat):
+    class Odd(RandomPlayer):
+        def act(self, messages):
+            return "a<|end|><|user|>b"
+
+    result = run([play(make_pack("frozenlake", 0, 1, "tiny"))], Teacher(Odd(), chat))[0]
+    [ids] = masked_runs(result.episodes[0])
+    assert tokenizer.decode(ids) == "a< |end|>< |user|>b<|end|>"
+    assert ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_lessons_never_use_a_pack_twice(chat, monkeypatch):
+    made = []
+    original = script.make_pack
+    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    config = ImitateConfig(packs_per_step=3, pack_size=2, level="train")
+    batches = list(itertools.islice(lessons(Planner(0), chat, config, 500), 4))
+    assert made == [("frozenlake", seed, 2, "train") for seed in range(500, 512)]
+    assert [[episode.kind for episode in batch] for batch in batches] == [["solve", "update", "solve"] * 3] * 4
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Learning
+
+
+def test_learning_rate_rises_over_a_tenth_and_falls_to_a_tenth():
+    lr = rise_and_fall(3.0)
+    assert 0 < lr(0.0) < 0.1
+    early = [lr(k / 100) for k in range(10)]
+    late = [lr(k / 100) for k in range(10, 101)]
+    assert early == sorted(early) and late == sorted(late, reverse=True)
+    assert max(early + late) == pytest.approx(3.0) and lr(0.1) == pytest.approx(3.0)
+    assert lr(1.0) == pytest.approx(0.3)
+    assert lr(0.6) == pytest.approx(1.5)
+
+
+@pytest.fixture(scope="session")
+def batch(chat):
+    return next(lessons(Planner(0), chat, ImitateConfig(packs_per_step=2, pack_size=2), 0))
+
+
+def new_policy(tokenizer):
+    torch.manual_seed(0)
+    return Policy(build_model(tokenizer), tokenizer)
+
+
+def test_loss_falls_on_a_fixed_batch(batch, tokenizer):
+    policy, losses = new_policy(tokenizer), []
+    ids, mask, _ = pad_batch(batch, "cpu")
+    with torch.no_grad():
+        first = -policy.logprobs(ids, mask)[0].sum().item() / mask.sum().item()
+    goal = imitate(policy, itertools.repeat(batch), 25, lambda _: 5e-3, "", 8192, lambda _, loss: losses.append(loss))
+    assert goal is False  # it was never reached
+    assert losses[0] == pytest.approx(first, rel=1e-4)
+    assert len(losses) == 25 and losses[-1] < 0.3 * losses[0]
+
+
+def test_imitation_stops_where_its_goal_is_reached(batch, tokenizer):
+    steps, progress = [], []
+
+    def reached(step, loss):
+        steps.append(step)
+        return step == 3
+
+    def lr(at):
+        progress.append(at)
+        return 1e-3
+
+    assert imitate(new_policy(tokenizer), itertools.repeat(batch), 10, lr, "", 8192, reached) is True
+    assert steps == [0, 1, 2, 3] and progress == [0.0, 0.1, 0.2, 0.3]
+    assert imitate(new_policy(tokenizer), itertools.repeat(batch), 1, lr, "", 8192) is True  # no goal to miss
+
+
+def flat_weights(policy):
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+
+
+def test_imitation_is_plain_adamw_on_the_mean_loss_for_any_microbatches(batch, tokenizer):
+    """Against a loop over whole batches, with the logits of every position."""
+    plain, losses = new_policy(tokenizer), []
+    optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-3, weight_decay=0.0)
+    ids, mask, _ = pad_batch(batch, "cpu")
+    before = flat_weights(plain)
+    for _ in range(3):
+        logits = plain.model(input_ids=ids).logits[:, :-1]  # [B, T-1, V]
+        loss = torch.nn.functional.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    moved = (flat_weights(plain) - before).norm()
+    for budget in (1, 300, 100_000):
+        policy, got = new_policy(tokenizer), []
+        imitate(
+            policy, itertools.repeat(batch), 3, lambda _: 1e-3, "", budget, lambda _, loss, got=got: got.append(loss)
+        )
+        assert got == pytest.approx(losses, rel=1e-3)
+        assert (flat_weights(policy) - flat_weights(plain)).norm() < 0.02 * moved
+
+
+def test_only_trainable_weights_change(batch, tokenizer):
+    policy = new_policy(tokenizer)
+    frozen = policy.model.get_input_embeddings().weight.requires_grad_(False)
+    before = copy.deepcopy(policy.model.state_dict())
+    imitate(policy, itertools.repeat(batch), 1, lambda _: 1e-2, "", 8192)
+    after = policy.model.state_dict()
+    assert torch.equal(frozen, before["model.embed_tokens.weight"])
+    assert not torch.equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_policy_samples_its_own_rollouts_repeatably(tokenizer):
+    policy = new_policy(tokenizer)
+    policy.max_reply_tokens = 4
+    first, second = (sample_packs(policy, 3, "tiny", 2, 0) for _ in range(2))
+    assert [result.pack_seed for result in first] == [0, 1, 2]
+    assert [e.ids for r in first for e in r.episodes] == [e.ids for r in second for e in r.episodes]
+    assert all(episode.n_sampled > 0 for result in first for episode in result.episodes)
+
+
+def test_hint_quality_by_hand():
+    """Of four entries: two right, one wrong; and in a second pack nothing is known."""
+    results = run([play(make_pack("frozenlake", seed, 2, "tiny")) for seed in (3, 4)], RandomPlayer(0))
+    mapping = make_pack("frozenlake", 3, 1, "tiny").tasks[0].mapping
+    entries = [f"- {mapping[0]}: Direction 1", f"- {mapping[1]}: Direction 2", f"- {mapping[2]}: Direction 4"]
+    results[0].of("update")[-1].context = "\n".join([*entries, f"- {mapping[3]}: unknown"])
+    results[1].of("update")[-1].context = NO_HINTS_YET
+    assert hint_quality(results) == (2 / 8, 1 / 8)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def call(monkeypatch, *argv):
+    """Run the script's main in this process, as `python imitate.py ARGV` does."""
+    monkeypatch.setattr(sys, "argv", ["imitate.py", *map(str, argv)])
+    command_line(script.main)
+
+
+def weights(folder):
+    model, tokenizer = load_model(str(folder))
+    return model, tokenizer, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_warm_start_writes_a_model_that_loads(rank, model_folder, tmp_path, monkeypatch):
+    output = tmp_path / "warm" / "start"
+    options = ["--model", model_folder, "--steps", 2, "--packs-per-step", 2, "--pack-size", 2, "--lr", 0.01]
+    call(monkeypatch, *options, "--lora-rank", rank, "--player", "mediocre", "--output", output)
+    model, tokenizer, after = weights(output)
+    plain, original, before = weights(model_folder)
+    assert type(model) is type(plain) and after.keys() == before.keys()  # an adapter is merged, nothing is left of it
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "model.layers.0.self_attn.q_proj.weight" in changed
+    assert ("model.embed_tokens.weight" in changed) == (rank == 0)
+    assert tokenizer.chat_template == original.chat_template
+    assert tokenizer("Go up: <answer>").input_ids == original("Go up: <answer>").input_ids
+    ids = torch.tensor([tokenizer("Go up: <answer>Direction 1</answer><|end|>").input_ids])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert Policy(model, tokenizer).logprobs(ids, mask)[0].sum() > Policy(plain, original).logprobs(ids, mask)[0].sum()
+
+
+def test_warm_start_is_repeatable_and_follows_its_seed(model_folder, tmp_path, monkeypatch):
+    options = ["--model", model_folder, "--steps", 1, "--packs-per-step", 1, "--pack-size", 2, "--lora-rank", 1]
+    results = []
+    for k, seed in enumerate((1, 1, 2)):
+        call(monkeypatch, *options, "--seed", seed, "--output", tmp_path / str(k))
+        results.append(weights(tmp_path / str(k))[2]["model.layers.0.self_attn.q_proj.weight"])
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_player_and_level_are_those_of_the_flags(model_folder, tmp_path, monkeypatch):
+    players, packs = [], []
+    planner, make = script.Planner, script.make_pack
+    monkeypatch.setattr(script, "Planner", lambda *a, **options: players.append((a, options)) or planner(*a, **options))
+    monkeypatch.setattr(script, "make_pack", lambda *arguments: packs.append(arguments) or make(*arguments))
+    options = ["--model", model_folder, "--steps", 1, "--packs-per-step", 2, "--pack-size", 1, "--seed", 4]
+    call(monkeypatch, *options, "--output", tmp_path / "a")
+    call(monkeypatch, *options, "--output", tmp_path / "b", "--player", "mediocre", "--level", "train")
+    assert players == [((4,), {}), ((4,), script.PLAYERS["mediocre"])]
+    assert [(size, level) for _, _, size, level in packs] == [(1, "tiny")] * 2 + [(1, "train")] * 2
+    assert 0 < players[1][1]["recall"] < 1
+
+
+NEW = ["--output", "new"]
+BAD = {
+    "no output": ([], ["output=''"]),
+    "existing output folder": (["--output", "folder"], ["output='folder'"]),
+    "existing output file": (["--output", "folder/file"], ["output='folder/file'"]),
+    "negative steps": ([*NEW, "--steps", "-1"], ["steps=-1"]),
+    "no packs": ([*NEW, "--packs-per-step", "0"], ["packs_per_step=0"]),
+    "empty packs": ([*NEW, "--pack-size", "0"], ["pack_size=0"]),
+    "no learning rate": ([*NEW, "--lr", "0"], ["lr=0.0"]),
+    "learning rate is no number": ([*NEW, "--lr", "nan"], ["lr=nan"]),
+    "negative rank": ([*NEW, "--lora-rank", "-1"], ["lora_rank=-1"]),
+    "unknown player": ([*NEW, "--player", "expert"], ["--player", "expert", "clean", "mediocre"]),
+    "unknown level": ([*NEW, "--level", "easy"], ["--level", "easy", "tiny"]),
+    "unknown flag": ([*NEW, "--epochs", "3"], ["--epochs"]),
+    "unknown model": ([*NEW, "--model", "no/such/model"], ["model='no/such/model'"]),
+}
+
+
+@pytest.mark.parametrize(("argv", "named"), BAD.values(), ids=BAD.keys())
+def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("kept")
+    monkeypatch.setattr(script, "build_embedded", None)  # none of this may get so far
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, *argv)
+    line = raised.value.code  # what Python prints to stderr, with exit code 1
+    assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
+    assert all(part in line for part in named)
+    assert capsys.readouterr() == ("", "")
+    assert not (tmp_path / "new").exists() and (tmp_path / "folder" / "file").read_text() == "kept"
+
+
+def test_unknown_player_from_the_shell(tmp_path):
+    command = [sys.executable, ROOT / "imitate.py", "--output", "new", "--player", "expert"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and "expert" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stage_that_misses_its_goal_ends_the_build(tokenizer, monkeypatch):
+    monkeypatch.setattr(script, "build_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(script, "imitate", lambda *arguments, **options: False)
+    with pytest.raises(BadInput, match="seed=5.*drills"):
+        script.build_embedded(ImitateConfig(seed=5))
+
+
+def test_adapter_of_a_warm_start_leaves_the_output_head_alone(model_folder):
+    model = add_adapter(load_model(str(model_folder))[0], script.Lora(2, 4))
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
