@@ -345,7 +345,7 @@ def load_checkpoint(folder: Path, policy: Policy, accelerator: Accelerator) -> i
         try:
             state = json.loads((newest[0] / "state.json").read_text())
             done, metric_lines = state["step"], state["metric_lines"]
-            weights = load_peft_weights(str(newest[0] / "adapter"), device=str(accelerator.device))
+            weights = load_peft_weights(str(newest[0] / "adapter"), device="cpu")
             set_peft_model_state_dict(policy.model, weights)
             load(newest[0] / f"random_states_{accelerator.process_index}.pkl")  # load_state passes over a damaged one
             accelerator.load_state(str(newest[0]))

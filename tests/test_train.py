@@ -100,8 +100,8 @@ def start_process():
     """Starts train.py as a process of its own, which does not outlive the test."""
     started = []
 
-    def start(argv, **options):
-        command = [sys.executable, REPO / "train.py", *map(str, argv)]
+    def start(argv, launcher=(), **options):
+        command = [sys.executable, *launcher, REPO / "train.py", *map(str, argv)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, cwd=REPO, **pipes, **options))
         return started[-1]
@@ -345,6 +345,23 @@ def test_real_processes_killed_at_random_moments_lose_nothing(start_process, tmp
 
     assert run_here(["--resume", run]) == 0
     assert_same_run(run, tmp_path / "whole")
+
+
+def test_two_processes_train_together_and_can_be_resumed(start_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start_process(flags(output=tmp_path, name="whole", steps=2, lora_dropout=0.1, eval_every=0), launcher)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    whole = tmp_path / "whole"
+    assert len(list(whole.glob("checkpoints/step_000001/random_states_*.pkl"))) == 2
+    again = Path(shutil.copytree(whole, tmp_path / "again"))
+    shutil.rmtree(again / "checkpoints" / "step_000002")
+    shutil.rmtree(again / "adapter")
+    process = start_process(["--resume", again], launcher)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_same_run(again, whole)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -911,6 +928,19 @@ def test_dropout_is_for_training_only():
         assert log_probability(policy, episode) == pytest.approx(sum(episode.logps), abs=1e-3)
     episodes = assign_advantages(groups, config, Accelerator())
     assert optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)["log_ratio_abs"] > 1e-3
+
+
+def test_the_settings_of_the_model_and_the_optimiser_reach_them():
+    config = Config(
+        temperature=0.7, max_reply_tokens=9, lora_rank=4, lora_alpha=12, lora_dropout=0.25, weight_decay=0.1
+    )
+    policy, optimiser, _ = train.build(config, Accelerator())
+    assert (policy.temperature, policy.max_reply_tokens) == (0.7, 9)
+    adapter = policy.model.peft_config["default"]
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (4, 12, 0.25)
+    [group] = optimiser.param_groups
+    assert (group["initial_lr"], group["weight_decay"]) == (config.lr, 0.1)
+    assert len(group["params"]) == sum(parameter.requires_grad for parameter in policy.model.parameters()) > 0
 
 
 def test_the_settings_of_the_loss_reach_it(groups):
