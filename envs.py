@@ -1,7 +1,7 @@
 """Environments: packs of related text tasks with something hidden in them.
 
 A *pack* is a sequence of tasks that share one hidden thing. Everything in it follows from
-(env, seed, size, level), so the same arguments give the same pack in every process and on every machine.
+(env, seed, size, level, ralph), so the same arguments give the same pack in every process and on every machine.
 A *task* is a little text game: `reset()` returns the first observation, `step(reply)` takes whatever text
 the agent wrote and returns (observation, done); `reward` and `feedback` are valid once it is done.
 

@@ -5,13 +5,16 @@
     python eval.py --policy bayes --level train --pack-size 8           a scripted player: random, bayes
     python eval.py --policy Qwen/Qwen3-1.7B --level train               any chat model: a folder or a hub name
 
-Prints a table with bootstrap 95 % intervals and writes it as JSON, with a picture, into the folder --output.
+Prints a table with bootstrap 95 % intervals and writes it as JSON, with a picture, into a folder named after what was
+evaluated (or --output). A run is played as it was trained (environment, level, pack size, temperature, reply cap,
+penalties, ...) unless a flag says otherwise.
 """
 
 import json
+import math
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +24,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from envs import BadInput, first_line, make_pack
+from envs import BadInput, Pack, first_line, make_pack
 from players import PLAYERS
 from rollout import Penalties, Policy, Rollout, add_adapter, load_model, play, run
 
@@ -42,21 +45,34 @@ class OneLineParser(HfArgumentParser):
         raise BadInput(message)
 
 
-def parse_flags(settings: type, argv: list[str] | None = None) -> Any:
-    """An instance of a settings dataclass from [FILE.yaml or FILE.json] and flags; flags win over the file."""
+def as_flags(settings: type, source: str | Path, values: Any) -> list[str]:
+    """The settings that a file holds, as flags. Hyphens may stand for underscores; what is null keeps its default."""
+    names = [f.name for f in fields(settings)]
+    if not isinstance(values, dict):
+        raise BadInput(f"{source}: must hold settings by name; choose from {', '.join(names)}")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in values:
+        if key not in names:
+            raise BadInput(f"{source}: unknown setting {key!r}; choose from {', '.join(names)}")
+    return [f"--{key}={value}" for key, value in values.items() if value is not None]
+
+
+def parse_flags(settings: type, argv: list[str] | None = None, defaults: list[str] | None = None) -> Any:
+    """An instance of a settings dataclass from [FILE.yaml or FILE.json] and flags; flags win over the file.
+
+    `defaults` are flags that the file and the others win over.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and Path(argv[0]).suffix in (".yaml", ".yml", ".json"):
+    given = list(defaults or [])
+    if argv and not argv[0].startswith("-") and Path(argv[0]).suffix in (".yaml", ".yml", ".json"):
         file = Path(argv.pop(0))
         try:
             values = yaml.safe_load(file.read_text())  # JSON is YAML
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BadInput(f"{file}: cannot be read as YAML or JSON ({first_line(error)})") from error
-        names = [f.name for f in fields(settings)]
-        unknown = sorted(map(str, set(values) - set(names))) if isinstance(values, dict) else [str(values)]
-        if unknown:
-            raise BadInput(f"{file}: unknown setting {unknown[0]!r}; choose from {', '.join(names)}")
-        argv = [text for key, value in values.items() for text in (f"--{key}", str(value))] + argv
-    return settings(**vars(OneLineParser(settings, allow_abbrev=False).parse_args(argv)))
+        given += as_flags(settings, file, {} if values is None else values)
+    parser = OneLineParser(settings, allow_abbrev=False, usage="%(prog)s [SETTINGS.yaml] [--flag value ...]")
+    return settings(**vars(parser.parse_args(given + argv)))
 
 
 def command_line(main: Callable[[], None]) -> None:
@@ -67,6 +83,8 @@ def command_line(main: Callable[[], None]) -> None:
         main()
     except (BadInput, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -74,28 +92,20 @@ def command_line(main: Callable[[], None]) -> None:
 
 
 def evaluate(
-    policy,
-    label: str,
-    env: str,
-    level: str,
-    pack_size: int,
-    seeds: Iterable[int],
-    penalties: Penalties,
-    hints: bool = True,
-    ralph: bool = False,
-    at_once: int = 256,
-) -> tuple[dict, list[Rollout]]:
-    """Play one rollout of each pack; returns its record (see `summarise`) and the rollouts."""
-    games = [play(make_pack(env, seed, pack_size, level, ralph), penalties, hints) for seed in seeds]
-    rollouts = run(games, policy, at_once, progress=f"evaluating {label}")
-    return summarise(label, rollouts), rollouts
+    policy, label: str, packs: list[Pack], penalties: Penalties, hints: bool = True, seed: int = 0, at_once: int = 256
+) -> dict:
+    """Play every pack once, sampling by `seed`; returns the record (see `summarise`)."""
+    games = [play(pack, penalties, hints) for pack in packs]
+    rollouts = run(games, policy, f"eval/{seed}", at_once=at_once, progress=f"evaluating {label}")
+    return summarise(label, rollouts)
 
 
 def summarise(label: str, rollouts: list[Rollout]) -> dict:
     """Means by position with bootstrap 95 % intervals, resampling packs (2,000 times, always the same way).
 
     "success" is the environment's reward, "reward" has the length penalty taken off; "gap" is the success at the last
-    position minus that at the first.
+    position minus that at the first. "broken_format" is the share of all episodes, tasks and hint updates, whose reply
+    could not be read; "truncated" that of all replies that were cut.
     """
     solved = [rollout.of("solve") for rollout in rollouts]
     success = torch.tensor([[episode.outcome for episode in episodes] for episodes in solved])  # [N, S]
@@ -144,7 +154,7 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
         left.errorbar(
             range(len(mean)), mean, bars, label=record["label"], color=colour, linestyle=line, marker="o", capsize=3
         )
-    left.set(xlabel="position in the pack", ylabel="success", ylim=(0, 1.03), title=title)
+    left.set(xlabel="position in the pack", ylabel="success", ylim=(-0.03, 1.03), title=title)
     left.set_xticks(range(len(records[0]["success"])))
     if history:
         right = axes[0, 1]
@@ -152,7 +162,7 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
             shade = plt.cm.viridis(0.85 * (1 - j / max(1, len(history[0]["success"]) - 1)))
             steps, values = [h["step"] for h in history], [h["success"][j] for h in history]
             right.plot(steps, values, color=shade, label=f"position {j}")
-        right.set(xlabel="training step", ylim=(0, 1.03), title="training rollouts, success by position")
+        right.set(xlabel="training step", ylim=(-0.03, 1.03), title="training rollouts, success by position")
     for axis in axes[0]:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
@@ -161,13 +171,18 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
     plt.close(figure)
 
 
-def reference_players(env: str, seed: int = 0) -> dict:
+def reference_players(env: str) -> dict:
     """label -> scripted player, for the lines drawn beside every evaluation on this environment."""
-    return {label: player(seed) for label, player in PLAYERS.items() if player.env == env}
+    return {label: player(0) for label, player in PLAYERS.items() if player.env == env}
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Command line
+
+
+FROM_RUN = (
+    "env level pack_size ralph temperature max_reply_tokens rollouts_at_once dtype length_penalty length_lo length_hi"
+).split()
 
 
 @dataclass(frozen=True)
@@ -175,31 +190,46 @@ class EvalConfig:
     policy: str = flag(
         "embedded-policy", "a run folder, a model folder or hub name, or a scripted player (random, bayes)"
     )
-    env: str = flag("", "environment; empty: the run's, else frozenlake")
-    level: str = flag("", "level of the environment; empty: the run's, else tiny")
-    pack_size: int = flag(4, "tasks in a pack")
-    ralph: bool = flag(False, "Ralph loop: all tasks of a pack are the same task")
     packs: int = flag(512, "number of packs")
     context: Literal["own", "none"] = flag("own", "own: the hints that the policy writes; none: hints blanked")
+    seed: int = flag(0, "seed of the packs and of the sampling")
+    output: str = flag("", "folder for eval.json and eval.png (replaced if there); empty: eval/NAME")
+    # what follows is a run's own setting unless it is given
+    env: str = flag("frozenlake", "environment")
+    level: str = flag("tiny", "level of the environment")
+    pack_size: int = flag(4, "tasks in a pack")
+    ralph: bool = flag(False, "Ralph loop: all tasks of a pack are the same task")
     temperature: float = flag(1.0, "sampling temperature")
     max_reply_tokens: int = flag(256, "cap on the length of one reply")
-    rollouts_at_once: int = flag(256, "packs under way at the same time")
+    rollouts_at_once: int = flag(256, "packs under way at the same time (memory and speed only)")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored")
     length_penalty: float = flag(0.1, "coefficient of the length penalty (in the reward, not in the success)")
-    seed: int = flag(0, "seed of the packs and of the sampling")
-    output: str = flag("eval", "folder for the JSON file and the picture")
+    length_lo: float = flag(1e6, "reply tokens from which on a reply counts as long")
+    length_hi: float = flag(2e6, "reply tokens at which the penalty for long replies is full")
+
+    def check(self) -> None:
+        """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
+        for name in ("packs", "rollouts_at_once", "max_reply_tokens", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadInput(f"{name}={getattr(self, name)}: must be above 0")
+        if not self.length_lo < self.length_hi:
+            raise BadInput(f"length_hi={self.length_hi}: must be above length_lo={self.length_lo}")
+        make_pack(self.env, 0, self.pack_size, self.level)  # unknown environments and levels end here
 
 
 def is_run(path: Path) -> bool:
     return (path / "config.json").exists() and (path / "metrics.jsonl").exists()
 
 
-def read_run(path: Path) -> dict:
+def read_run(folder: Path) -> dict:
     """The settings of a run (its config.json)."""
     try:
-        return json.loads((path / "config.json").read_text())
+        settings = json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise BadInput(f"{path / 'config.json'}: cannot be read ({first_line(error)})") from error
+        raise BadInput(f"{folder / 'config.json'}: cannot be read ({first_line(error)})") from error
+    if not isinstance(settings, dict):
+        raise BadInput(f"{folder / 'config.json'}: must hold settings by name")
+    return settings
 
 
 def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int):
@@ -211,7 +241,7 @@ def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int
     if is_run(Path(name)):
         adapter = Path(name) / "adapter"
         if not (adapter / "adapter_config.json").exists():
-            raise BadInput(f"policy={name!r}: this run has not ended; python train.py --resume {name} finishes it")
+            raise BadInput(f"policy={name!r}: this run has not ended; go on with it by --resume {name}")
         name = read_run(Path(name))["model"]
     model, tokenizer = load_model(name, dtype, device)
     if adapter is not None:
@@ -221,32 +251,30 @@ def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int
 
 def main() -> None:
     config = parse_flags(EvalConfig)
-    for name in ("packs", "rollouts_at_once", "max_reply_tokens", "temperature"):
-        if not getattr(config, name) > 0:
-            raise BadInput(f"{name}={getattr(config, name)}: must be above 0")
-    run_settings = read_run(Path(config.policy)) if is_run(Path(config.policy)) else {}
-    env = config.env or run_settings.get("env", "frozenlake")
-    level = config.level or run_settings.get("level", "tiny")
-    make_pack(env, 0, config.pack_size, level)  # unknown names end here
+    if is_run(Path(config.policy)):
+        settings = read_run(Path(config.policy))
+        of_run = {name: settings[name] for name in FROM_RUN if name in settings}
+        config = parse_flags(EvalConfig, defaults=as_flags(EvalConfig, config.policy, of_run))
+    config.check()
     policy = load_policy(config.policy, config.dtype, config.temperature, config.max_reply_tokens)
-    if getattr(policy, "env", env) != env:
-        raise BadInput(f"policy={config.policy!r}: plays {policy.env}, not {env}")
-    output = Path(config.output)
+    if getattr(policy, "env", config.env) != config.env:
+        raise BadInput(f"policy={config.policy!r}: plays {policy.env}, not {config.env}")
+    name = Path(config.policy).name
+    blanked = config.context == "none"
+    folder = f"{name}-on-{config.env}-{config.level}-{config.pack_size}" + ("-hints-blanked" if blanked else "")
+    output = Path(config.output or Path("eval") / folder)
     output.mkdir(parents=True, exist_ok=True)
-    if isinstance(policy, Policy):
-        policy.seed("eval", config.seed)
-    label = Path(config.policy).name + (", hints blanked" if config.context == "none" else "")
     seeds = range(config.seed * config.packs, (config.seed + 1) * config.packs)
-    settings = (env, level, config.pack_size, seeds, Penalties(length=config.length_penalty))
-    record, _ = evaluate(policy, label, *settings, config.context == "own", config.ralph, config.rollouts_at_once)
+    packs = [make_pack(config.env, seed, config.pack_size, config.level, config.ralph) for seed in seeds]
+    penalties = Penalties(config.length_penalty, config.length_lo, config.length_hi)
+    label = name + (", hints blanked" if blanked else "")
+    record = evaluate(policy, label, packs, penalties, not blanked, config.seed, config.rollouts_at_once)
     records = [record]
-    for name, player in reference_players(env).items():
+    for name, player in reference_players(config.env).items():
         if name != config.policy:
-            records.append(evaluate(player, name, *settings, ralph=config.ralph)[0])
-    (output / "eval.json").write_text(
-        json.dumps({"config": vars(config) | {"env": env, "level": level}, "records": records}, indent=1) + "\n"
-    )
-    draw(records, output / "eval.png", f"{env}, level {level}, {config.packs} packs")
+            records.append(evaluate(player, name, packs, penalties))
+    (output / "eval.json").write_text(json.dumps({"config": asdict(config), "records": records}, indent=1) + "\n")
+    draw(records, output / "eval.png", f"{config.env}, level {config.level}, {config.packs} packs")
     print(table(records))
     print(f"broken format {record['broken_format']:.2%}, truncated replies {record['truncated']:.2%}")
     print(f"written: {output / 'eval.json'}, {output / 'eval.png'}")

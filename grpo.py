@@ -29,9 +29,9 @@ def episode_returns(
 
     Returns (R^x [G, S], R^z [G, S-1]).
     """
-    groups, tasks = solve.shape
-    if update.shape != (groups, tasks - 1):
-        raise ValueError(f"update has shape {tuple(update.shape)}, expected {(groups, tasks - 1)}")
+    rollouts, tasks = solve.shape
+    if update.shape != (rollouts, tasks - 1):
+        raise ValueError(f"update has shape {tuple(update.shape)}, expected {(rollouts, tasks - 1)}")
     if mode not in CREDITS:
         raise ValueError(f"mode={mode!r}: choose from {', '.join(CREDITS)}")
     if mode == "sum":
@@ -61,8 +61,8 @@ def rebalance(advantages: Tensor, n_tokens: Tensor) -> Tensor:
 
     advantages [N], n_tokens [N] (sampled tokens of each episode). If sum(A * n) < 0, A becomes A * exp(A / T):
     negative advantages shrink and positive ones grow, the more the smaller T is. T comes from a bisection on
-    [0.8, 100] (at most 20 halvings, or until the bracket is under 0.05) for the largest T that brings the sum up to
-    about zero; where no T in the bracket does, the smallest is taken.
+    [0.8, 100], down to a bracket under 0.05, for the largest T that brings the sum up to about zero; where no T in the
+    bracket does, it is about the smallest.
     """
 
     def weighted(temperature: float) -> Tensor:
@@ -71,14 +71,12 @@ def rebalance(advantages: Tensor, n_tokens: Tensor) -> Tensor:
     if (advantages * n_tokens).sum() >= 0:
         return advantages
     low, high = 0.8, 100.0
-    for _ in range(20):
+    while high - low >= 0.05:
         middle = (low + high) / 2
         if (weighted(middle) * n_tokens).sum() < 0:
             high = middle
         else:
             low = middle
-        if high - low < 0.05:
-            break
     return weighted(middle)
 
 
@@ -94,7 +92,7 @@ def policy_loss(
     ref_logp: Tensor | None = None,
     kl_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """REINFORCE with a one-side clip and no importance weight: -sum(keep * A * logp) / n_tokens.
+    """-sum(keep * A * logp) / n_tokens: by default REINFORCE with a one-side clip and no importance weight.
 
     logp [B, T] now (with gradient); old_logp [B, T] when sampled; advantages [B, T] (its episode's value at every
     token); mask [B, T] true at sampled tokens. What stands where the mask is false has no effect at all.

@@ -1,6 +1,6 @@
 """Imitation of scripted players, on rollouts of the same loop: what reinforcement learning starts from.
 
-    python imitate.py --output embedded-policy               build the embedded policy from nothing (7 minutes)
+    python imitate.py --output my-policy                     build the embedded policy from nothing (7 minutes)
     python imitate.py --model FOLDER --output warm-start     teach a model the reply format by imitation
 
 A scripted player plays packs; its replies are written into the episodes as if the model had sampled them, and the
@@ -45,7 +45,7 @@ from rollout import (
     run,
 )
 
-PLAYERS = {
+PLANNERS = {  # settings of the players that can be imitated
     "clean": {},
     "mediocre": {"plan": 0.8, "recall": 0.35, "write": 0.5, "wrong": 0.1},
 }
@@ -61,9 +61,9 @@ class ImitateConfig:
     packs_per_step: int = flag(24, "packs played by the player in a step")
     pack_size: int = flag(4, "tasks in a pack")
     lr: float = flag(5e-4, "peak learning rate; it rises over the first tenth, then falls to a tenth (with --model)")
-    lora_rank: int = flag(0, "train a LoRA adapter of this rank and merge it at the end; 0: all weights")
+    lora_rank: int = flag(0, "train a LoRA adapter of this rank, merged at the end; 0: all weights (with --model)")
     tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored (with --model)")
     seed: int = flag(0, "seed of the weights, the packs and the player")
 
 
@@ -137,9 +137,8 @@ def rise_and_fall(peak: float) -> Callable[[float], float]:
 
 def sample_packs(policy: Policy, packs: int, level: str, pack_size: int, seed: int) -> list[Rollout]:
     """Rollouts of the policy itself on packs that no lesson uses."""
-    policy.seed("imitate", seed)
     policy.fresh_cache()
-    return run([play(make_pack("frozenlake", n, pack_size, level)) for n in range(packs)], policy)
+    return run([play(make_pack("frozenlake", n, pack_size, level)) for n in range(packs)], policy, f"imitate/{seed}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -168,7 +167,7 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
     Any other text is spelled in bytes, so the policy reads every prompt that a large model reads.
     """
     games = [play(make_pack("frozenlake", seed, 4, "tiny")) for seed in range(2000)]
-    rollouts = run(games, Planner(0, **PLAYERS["mediocre"]))
+    rollouts = run(games, Planner(0, **PLANNERS["mediocre"]))
     texts = {message["content"] for rollout in rollouts for e in rollout.episodes for message in e.messages}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
@@ -261,7 +260,7 @@ def build_embedded(config: ImitateConfig) -> Policy:
     goal = record["success"][3] >= 0.9 and record["broken_format"] < 0.005
     require(goal, "clean player, settling", f"success {record['success']}, broken format {record['broken_format']:.2%}")
 
-    mediocre = lessons(Planner(config.seed, **PLAYERS["mediocre"]), chat, config, 10**7)
+    mediocre = lessons(Planner(config.seed, **PLANNERS["mediocre"]), chat, config, 10**7)
     imitate(policy, mediocre, 250, rise_and_fall(3e-4), "mediocre player", budget)
     record = summarise("mediocre", sample_packs(policy, 512, "tiny", 4, 0))
     goal = max(record["success"]) <= 0.3 and record["broken_format"] < 0.01
@@ -287,7 +286,7 @@ def main() -> None:
         if config.lora_rank:
             model = add_adapter(model, Lora(config.lora_rank, 2 * config.lora_rank))
         policy = Policy(model, tokenizer)
-        batches = lessons(Planner(config.seed, **PLAYERS[config.player]), policy.chat, config, 10**6)
+        batches = lessons(Planner(config.seed, **PLANNERS[config.player]), policy.chat, config, 10**6)
         imitate(
             policy,
             batches,

@@ -176,7 +176,7 @@ class Planner(Player):
         if rng.random() < self.plan:
             left = {way: dataclasses.replace(lake, start=lake.move(lake.start, way)).distance() for way in MOVES}
             safe = [way for way in MOVES if lake.move(lake.start, way) not in lake.holes | {lake.start}]
-            ways = [way for way in safe if left[way] is not None and left[way] == min(left[w] for w in safe)]
+            ways = [way for way in safe if left[way] == min(left[w] for w in safe)]
         usable = [way for way in ways if way in known]
         if usable and rng.random() < self.recall:
             way = rng.choice(usable)

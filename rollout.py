@@ -47,8 +47,9 @@ class Reply:
 class Episode:
     """One conversation, the unit of credit and of training: a solved task, or the hint update after it.
 
-    `ids`, `mask` and `logps` are as long as the conversation in tokens: the ids, whether the policy sampled each, and
-    its log-probability when it did (0 elsewhere). A policy without tokens leaves them empty.
+    `ids`, `mask` and `logps` have an entry for every token of the conversation up to the last reply: its id, whether
+    the policy sampled it, and its log-probability when it did (0 elsewhere). The observation that ends a task is in
+    `messages` only: no reply follows it. A policy without tokens leaves all three empty.
     """
 
     kind: str  # "solve" or "update"
@@ -58,6 +59,7 @@ class Episode:
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    noise: str = ""  # names the stream of random numbers that its replies are sampled with; set by `run`
     outcome: float = 0.0  # solve: the environment's reward
     reward: float = 0.0  # what is trained on: outcome with the length penalty, or the update's format reward
     advantage: float = 0.0  # set by the trainer
@@ -98,7 +100,11 @@ class Penalties:
     bad_hint: float = 0.1
 
     def solve_reward(self, outcome: float, reply_tokens: list[int], max_turns: int) -> float:
-        """max(0, r - c * (mean_turns clip((tokens - lo) / (hi - lo), 0, 1) + turns / max_turns)) if r > 0."""
+        """The reward r of a task whose outcome is above 0 (others keep theirs):
+
+        max(0, outcome - length * (mean over turns of clip((tokens - tokens_lo) / (tokens_hi - tokens_lo), 0, 1)
+                                   + turns / max_turns))
+        """
         if outcome <= 0 or not reply_tokens:
             return outcome
         spans = [(n - self.tokens_lo) / (self.tokens_hi - self.tokens_lo) for n in reply_tokens]
@@ -109,8 +115,8 @@ class Penalties:
 def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> Generator[Episode, Reply, Rollout]:
     """Play one pack: yields the episode whose conversation waits for a reply, is sent the reply, returns a Rollout.
 
-    With `hints=False` no hints are asked for and every task sees the initial context: the ablation "hints blanked",
-    and task-by-task RL when the pack has one task. A Ralph loop is a pack made with ralph=True.
+    With `hints=False` no hints are asked for and every task sees the initial context: the ablation "hints blanked".
+    Task-by-task RL is a pack of one task, a Ralph loop one made with ralph=True.
     """
     episodes = []
     context = NO_HINTS_YET
@@ -142,12 +148,23 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
     return Rollout(pack.seed, episodes)
 
 
-def run(games: Iterable[Generator], policy, at_once: int = 256, progress: str | None = None) -> list[Rollout]:
+def run(
+    games: Iterable[Generator],
+    policy,
+    seed: str = "",
+    first: int = 0,
+    at_once: int = 256,
+    progress: str | None = None,
+) -> list[Rollout]:
     """Drive many `play` generators with one policy; their rollouts, in order.
 
     `policy.reply(list[Episode]) -> list[tuple[Episode, Reply]]` is given the conversations that newly wait for a reply
     and returns those it has finished, one at least, of all it was ever given; a game goes on as soon as its reply is
     there. At most `at_once` games are under way; the next one starts when one ends. `progress` names a progress bar.
+
+    A game's random numbers follow from `seed` and the game's number (`first`, first + 1, ...) alone, not from what else
+    is under way: a run shared out over processes or played fewer at a time samples the same. Every run that is to be
+    independent of others needs a seed of its own.
     """
     games = list(games)
     rollouts: list[Rollout | None] = [None] * len(games)
@@ -156,19 +173,24 @@ def run(games: Iterable[Generator], policy, at_once: int = 256, progress: str | 
     asking: list[Episode] = []
     hidden = True if progress is None else None  # None: shown on a terminal only
     with tqdm(total=len(games), desc=progress, unit="pack", disable=hidden, delay=BAR_DELAY, leave=False) as bar:
+
+        def ask(i: int, episode: Episode) -> None:
+            episode.noise = f"{seed}/{first + i}/{episode.kind}/{episode.position}"
+            under_way[episode] = i
+            asking.append(episode)
+
         while True:
             while unstarted and len(under_way) < at_once:
                 i = unstarted.pop()
-                asking.append(next(games[i]))
-                under_way[asking[-1]] = i
+                ask(i, next(games[i]))
             if not under_way:
                 return rollouts
-            answers, asking = policy.reply(asking), []
+            answers = policy.reply(asking)
+            asking.clear()
             for episode, reply in answers:
                 i = under_way.pop(episode)
                 try:
-                    asking.append(games[i].send(reply))
-                    under_way[asking[-1]] = i
+                    ask(i, games[i].send(reply))
                 except StopIteration as stop:
                     rollouts[i] = stop.value
                     bar.update()
@@ -192,7 +214,7 @@ class ChatFormat:
         if tokenizer.chat_template is None:
             raise self._unusable("is missing; an instruction-tuned model is needed")
         self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.encode = functools.lru_cache(maxsize=20_000)(self._encode)
+        self.encode = functools.lru_cache(maxsize=20_000)(self._encode)  # observations recur, first prompts do not
         # what stands between a reply and the text of the next user message, and after that text
         self.before, self.after = self._after_reply(1, self.TEXT).split(self.TEXT)
         for turns, text in ((1, "Another one,\n\n4: 7"), (3, self.TEXT)):
@@ -237,7 +259,8 @@ class ChatFormat:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def clean(self, text: str) -> str:
-        """Text without anything that would be tokenised as a special token: a space goes after its first character."""
+        """Text without anything that would be tokenised as a special token: a space goes after its first character, and
+        special tokens of one or two characters are taken out."""
         while found := [token for token in self.special if token in text]:
             for token in found:
                 text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 2 else "")
@@ -303,6 +326,7 @@ class Draft:
     episode: Episode
     row: int
     room: int
+    rng: random.Random
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
 
@@ -311,7 +335,8 @@ class Policy:
     """A Hugging Face causal language model that answers conversations by sampling.
 
     Temperature applies to the log-probabilities too; no top-k, no top-p. `fresh_cache()` must be called whenever the
-    weights have changed, `seed(...)` wherever a new and reproducible stream of samples should begin.
+    weights have changed. What is sampled follows from the weights, the conversation and its `noise`, whatever other
+    conversations are in the batch (but for rounding).
     """
 
     def __init__(self, model, tokenizer, temperature: float = 1.0, max_reply_tokens: int = 256):
@@ -320,7 +345,6 @@ class Policy:
         self.temperature = temperature
         self.max_reply_tokens = max_reply_tokens
         self.device = next(model.parameters()).device
-        self.generator = torch.Generator(self.device)
         # attention is full here, so a conversation may not outgrow a sliding window
         text_config = model.config.get_text_config()
         limits = [getattr(text_config, name, None) for name in ("max_position_embeddings", "sliding_window")]
@@ -352,18 +376,18 @@ class Policy:
                 f"{type(self.model).__name__}: cannot be sampled from here ({first_line(failure)})"
             ) from failure
         tolerance = 1e-3 if hidden.dtype == torch.float32 else 0.1
+        if not want.isfinite().all():
+            raise BadInput(f"{type(self.model).__name__}: its weights give predictions that are not finite")
         if not error.abs().mean() < tolerance * want.std():
             raise BadInput(f"{type(self.decoder).__name__}: this architecture or attention implementation does not fit")
-
-    def seed(self, *parts) -> None:
-        self.generator.manual_seed(random.Random("/".join(map(str, parts))).getrandbits(63))
 
     def fresh_cache(self) -> None:
         self.cache = RowCache()
         self.conversations: list[Episode] = []  # which conversation each row of the cache belongs to
         self.cached: list[int] = []  # how many of its tokens are in there
         self.drafts: list[Draft] = []  # the replies being sampled, by ascending row
-        self.hidden: Tensor | None = None  # [drafts, d], hidden state after the last token of each
+        # hidden state after the last token of each draft, [drafts, d]
+        self.hidden = torch.empty(0, self.head.weight.shape[1], dtype=self.model.dtype, device=self.device)
 
     @torch.no_grad()
     def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
@@ -373,16 +397,13 @@ class Policy:
         the next call. So a long reply holds up nobody, and the prompts of those that go on are read in batches.
         """
         self.model.eval()
-        self._open(episodes)
-        complete = [draft for draft in self.drafts if draft.room <= 0]  # the conversation has outgrown the model
+        complete = self._open(episodes)
         enough = max(1, len(self.drafts) // 4)
         rows = [draft.row for draft in self.drafts]
-        going = [k for k, draft in enumerate(self.drafts) if draft.room > 0]
+        going = list(range(len(self.drafts)))
         while going and len(complete) < enough:
-            logits = self.head(self.hidden).float() / self.temperature  # [b, V]
-            all_logp = logits.log_softmax(dim=-1)  # [b, V]
-            token = torch.multinomial(all_logp.exp(), 1, generator=self.generator)  # [b, 1]
-            drawn, logp = token[:, 0].tolist(), all_logp.gather(1, token)[:, 0].tolist()
+            token, logp = self._sample()  # [b, 1], [b]
+            drawn, logp = token[:, 0].tolist(), logp.tolist()
             ended = set()
             for k in going:
                 draft = self.drafts[k]
@@ -400,18 +421,38 @@ class Policy:
         self.hidden = self.hidden[going]  # [drafts, d]
         return [(draft.episode, self._close(draft)) for draft in complete]
 
-    def _open(self, episodes: list[Episode]) -> None:
-        """Bring the conversations to where a reply begins, read them into the cache, and add a draft for each."""
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        """The next token of every draft [b, 1] and its log-probability [b], from one uniform number each.
+
+        The cumulative distribution is summed in double precision: in single precision the tail of a large vocabulary
+        would vanish from it.
+        """
+        uniform = torch.tensor([[draft.rng.random()] for draft in self.drafts], dtype=torch.float64)  # [b, 1]
+        all_logp = (self.head(self.hidden).float() / self.temperature).log_softmax(dim=-1)  # [b, V]
+        cumulative = all_logp.double().exp().cumsum(dim=-1)  # [b, V]
+        drawn = uniform.to(self.device) * cumulative[:, -1:]  # [b, 1]
+        token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=all_logp.shape[1] - 1)  # [b, 1]
+        return token, all_logp.gather(1, token)[:, 0]
+
+    def _open(self, episodes: list[Episode]) -> list[Draft]:
+        """Bring the conversations to where a reply begins, read them into the cache, and add a draft for each.
+
+        Returns the drafts of those that have outgrown the model and get no reply.
+        """
         new = []
-        for episode, row in zip(episodes, self._rows(episodes), strict=True):
+        for episode in episodes:
             self.chat.open_turn(episode)
             room = min(self.max_reply_tokens, self.max_length - len(episode.ids))
-            new.append(Draft(episode, row, room))
-        hidden = [] if self.hidden is None else [self.hidden]
-        hidden = torch.cat(hidden + self._ingest(new))  # [drafts, d]
+            new.append(Draft(episode, -1, room, random.Random(f"{episode.noise}/{len(episode.ids)}")))
+        outgrown = [draft for draft in new if draft.room <= 0]
+        new = [draft for draft in new if draft.room > 0]
+        for draft, row in zip(new, self._rows([draft.episode for draft in new]), strict=True):
+            draft.row = row
+        hidden = torch.cat([self.hidden, *self._ingest(new)])  # [drafts, d]
         self.drafts += new
         order = sorted(range(len(self.drafts)), key=lambda k: self.drafts[k].row)
         self.drafts, self.hidden = [self.drafts[k] for k in order], hidden[order]
+        return outgrown
 
     def _close(self, draft: Draft) -> Reply:
         draft.episode.add(draft.ids, draft.logps)
@@ -465,7 +506,7 @@ class Policy:
 
     def logprobs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T] of the tokens of ids [B, T] where mask [B, T] is true (0 elsewhere), at the sampling
-        temperature, and the entropy [B, T] of the distributions they were drawn from (no gradient).
+        temperature and with the weights of now, and the entropy [B, T] of the same distributions (no gradient).
 
         Logits are computed at those positions only. Padding on the right needs no attention mask: attention is causal.
         """

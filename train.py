@@ -4,7 +4,7 @@
     python train.py --model Qwen/Qwen3-1.7B --level train ...  any Hugging Face chat model, with LoRA
     python train.py settings.yaml --lr 1e-3                    settings from a file; flags win over it
     python train.py --resume runs/NAME                         go on with an interrupted run, exactly
-    accelerate launch --num_processes 2 train.py ...           each process plays its share of the packs
+    accelerate launch --num_processes 2 train.py ...           on two GPUs; each plays its share of the packs
 
 One step: play `packs_per_step` packs, each `group_size` times; returns and advantages for every episode from the
 rewards of its own task and the later ones; one policy-gradient step on all sampled tokens. Differences from the paper:
@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -35,8 +36,8 @@ from accelerate.utils import broadcast_object_list, load, set_seed
 from peft import load_peft_weights, set_peft_model_state_dict
 from tqdm import tqdm
 
-from envs import BadInput, first_line, make_pack
-from eval import command_line, draw, evaluate, flag, is_run, parse_flags, reference_players, table
+from envs import BadInput, Pack, first_line, make_pack
+from eval import as_flags, command_line, draw, evaluate, flag, is_run, parse_flags, read_run, reference_players, table
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from players import Player
 from rollout import (
@@ -54,13 +55,17 @@ from rollout import (
     run,
 )
 
+# Which packs are played: seeds from 0 on in the evaluations before and after training, from VALIDATION_SEEDS on in
+# those during it, and from TRAIN_SEEDS * (seed + 1) on in training itself.
+VALIDATION_SEEDS, TRAIN_SEEDS = 10**8, 10**9
+
 
 @dataclass(frozen=True)
 class Config:
     # the model
     model: str = flag("embedded-policy", "model folder or hub name; it needs a chat template")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights of the base model; auto: as they are stored")
-    lora_rank: int = flag(16, "rank of the LoRA adapter, on all linear layers")
+    lora_rank: int = flag(16, "rank of the LoRA adapter, on all linear layers but the output head")
     lora_alpha: int = flag(32, "scale of the adapter (alpha / rank multiplies it)")
     lora_dropout: float = flag(0.0, "dropout in the adapter")
     # the tasks
@@ -111,7 +116,7 @@ class Config:
     seed: int = flag(0, "seed of the adapter, the training packs and the sampling")
     name: str = flag("", "name of the run folder; empty: ENV-LEVEL-seedSEED, numbered where taken")
     output: str = flag("runs", "folder that holds the run folders")
-    resume: str = flag("", "a run folder to go on with; all settings come from its config.json")
+    resume: str = flag("", "a run folder to go on with, by its own settings; a few flags may change (see README)")
 
     def check(self) -> None:
         """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
@@ -122,22 +127,36 @@ class Config:
         )
         for minimum, names in ((0, not_negative), (1, positive)):
             for name in names.split():
-                if not getattr(self, name) >= minimum:
-                    raise BadInput(f"{name}={getattr(self, name)}: must be at least {minimum}")
+                if not minimum <= getattr(self, name) < math.inf:
+                    raise BadInput(f"{name}={getattr(self, name)}: must be at least {minimum}, and finite")
         for name in ("temperature", "lr", "grad_clip", "clip_eps", "gamma"):
             if not 0 < getattr(self, name) < math.inf:
-                raise BadInput(f"{name}={getattr(self, name)}: must be above 0")
+                raise BadInput(f"{name}={getattr(self, name)}: must be above 0, and finite")
         if self.group_size < 2:
             raise BadInput(f"group_size={self.group_size}: must be at least 2; one rollout has no group baseline")
         if not 0 <= self.lora_dropout < 1:
             raise BadInput(f"lora_dropout={self.lora_dropout}: must be in [0, 1)")
-        if not self.length_lo < self.length_hi:
-            raise BadInput(f"length_hi={self.length_hi}: must be above length_lo={self.length_lo}")
+        if not self.length_lo < self.length_hi < math.inf:
+            raise BadInput(f"length_hi={self.length_hi}: must be above length_lo={self.length_lo}, and finite")
+        n_episodes = self.packs_per_step * self.group_size * (2 * self.pack_size - 1)
+        if self.updates_per_batch > n_episodes:
+            raise BadInput(f"updates_per_batch={self.updates_per_batch}: a batch has {n_episodes} episodes only")
+        if Path(self.output).is_file():
+            raise BadInput(f"output={self.output!r}: is a file; name a folder")
         make_pack(self.env, 0, self.pack_size, self.level)  # unknown environments and levels end here
 
     @property
     def penalties(self) -> Penalties:
         return Penalties(self.length_penalty, self.length_lo, self.length_hi, self.hint_penalty)
+
+    def pack(self, seed: int) -> Pack:
+        return make_pack(self.env, seed, self.pack_size, self.level, self.ralph)
+
+
+# What may change when a run goes on; all else would make it another run.
+MAY_CHANGE = (
+    "steps lr grad_clip rollouts_at_once tokens_per_microbatch eval_every eval_packs sample_every checkpoint_every"
+).split()
 
 
 def learning_rate_factor(step: int, config: Config) -> float:
@@ -155,12 +174,12 @@ def learning_rate_factor(step: int, config: Config) -> float:
 def collect(policy: Policy, config: Config, step: int, rank: int, ranks: int) -> list[list[Rollout]]:
     """This process's share of the step's packs, `group_size` rollouts of each: [packs][G]."""
     share = config.packs_per_step // ranks
-    first = TRAIN_SEEDS * (config.seed + 1) + step * config.packs_per_step + rank * share
-    packs = [make_pack(config.env, first + i, config.pack_size, config.level, config.ralph) for i in range(share)]
-    policy.seed("rollout", config.seed, step, rank)  # a stream of its own for every step
+    number = step * config.packs_per_step + rank * share  # of the first pack in the whole run
+    packs = [config.pack(TRAIN_SEEDS * (config.seed + 1) + number + i) for i in range(share)]
     policy.fresh_cache()  # the weights have changed
     games = [play(pack.fresh(), config.penalties) for pack in packs for _ in range(config.group_size)]
-    rollouts = run(games, policy, config.rollouts_at_once, progress="rollouts")
+    first = number * config.group_size
+    rollouts = run(games, policy, f"train/{config.seed}", first, config.rollouts_at_once, progress="rollouts")
     policy.fresh_cache()  # frees the memory for training
     return [rollouts[i : i + config.group_size] for i in range(0, len(rollouts), config.group_size)]
 
@@ -203,9 +222,7 @@ def optimise(
         batches = batches_by_length({e: len(e.ids) for e in minibatch}, config.tokens_per_microbatch)
         for batch in tqdm(batches, desc="training", disable=None, delay=BAR_DELAY, leave=False):
             ids, mask, old_logp = pad_batch(batch, accelerator.device)  # [B, T] each
-            advantages = torch.tensor([e.advantage for e in batch], device=ids.device)[:, None].expand(
-                ids.shape
-            )  # [B, T]
+            advantages = torch.tensor([[e.advantage] for e in batch], device=ids.device).expand(ids.shape)  # [B, T]
             ref_logp = None
             if config.kl_coef > 0:
                 with torch.no_grad(), policy.model.disable_adapter():
@@ -225,7 +242,7 @@ def optimise(
                 parameter.grad = accelerator.reduce(parameter.grad, "sum")
         norms.append(accelerator.clip_grad_norm_(parameters, config.grad_clip).item())
         if not math.isfinite(norms[-1]):
-            raise BadInput(f"step {step + 1}: the gradient is not finite; lower --lr and --resume, or start again")
+            raise BadInput(f"step {step + 1}: the gradient is not finite; start again or --resume with a lower --lr")
         optimizer.step()
         optimizer.zero_grad()
     tokens = max(1, totals.pop("tokens"))
@@ -275,11 +292,9 @@ def open_run(config: Config, accelerator: Accelerator) -> Path:
     folder = None
     if accelerator.is_main_process:
         base = f"{config.env}-{config.level}-seed{config.seed}"
-        taken = sum(1 for _ in Path(config.output).glob(f"{base}*")) + 1
-        names = [config.name] if config.name else [base] + [f"{base}-{n}" for n in range(2, taken + 2)]
-        folder = next(
-            (Path(config.output) / n for n in names if not (Path(config.output) / n / "config.json").exists()), None
-        )
+        names = [config.name] if config.name else chain([base], (f"{base}-{n}" for n in count(2)))
+        folders = (Path(config.output) / name for name in names)
+        folder = next((folder for folder in folders if not (folder / "config.json").exists()), None)
         if folder is not None:
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -294,14 +309,23 @@ def open_run(config: Config, accelerator: Accelerator) -> Path:
     return folder
 
 
-def read_config(folder: Path) -> Config:
-    """The settings of a run that is to be resumed."""
+def resumed_config(folder: Path) -> Config:
+    """The settings of a run that is to go on: those of its config.json, and the flags that may change them."""
     if not is_run(folder):
         raise BadInput(f"resume={str(folder)!r}: not a run folder (no config.json and metrics.jsonl in it)")
+    saved = as_flags(Config, folder / "config.json", read_run(folder))
     try:
-        return Config(**json.loads((folder / "config.json").read_text()))
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"resume={str(folder)!r}: its config.json cannot be read ({first_line(error)})") from error
+        old = parse_flags(Config, [], saved)
+    except BadInput as error:
+        raise BadInput(f"{folder / 'config.json'}: {error}") from error
+    new = dataclasses.replace(parse_flags(Config, defaults=saved), resume=old.resume)
+    for name, value in dataclasses.asdict(new).items():
+        if value != getattr(old, name) and name not in MAY_CHANGE:
+            raise BadInput(
+                f"{name}={value!r}: the run in {folder} has {getattr(old, name)!r}; "
+                f"with --resume only these may change: {', '.join(MAY_CHANGE)}"
+            )
+    return new
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -320,7 +344,7 @@ def save_checkpoint(folder: Path, step: int, metric_lines: int, policy: Policy, 
         temporary.mkdir()
     accelerator.wait_for_everyone()
     try:
-        accelerator.save_state(str(temporary))  # optimiser, schedule, random states
+        accelerator.save_state(str(temporary))  # optimiser and random states
         if accelerator.is_main_process:
             policy.model.save_pretrained(temporary / "adapter")
             write_text(temporary / "state.json", json.dumps({"step": step, "metric_lines": metric_lines}) + "\n")
@@ -376,25 +400,28 @@ def as_text(rollout: Rollout) -> str:
 
 
 class Stop:
-    """Ctrl-C (or SIGTERM) once: finish the step, save, exit. Twice: exit at once."""
+    """Ctrl-C or SIGTERM raises KeyboardInterrupt; but during a step the first one waits for the step's end."""
 
     def __init__(self):
-        self.asked = False
+        self.in_step = self.asked = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.ask)
 
     def ask(self, *_) -> None:
-        if self.asked:
+        if self.asked or not self.in_step:
             raise KeyboardInterrupt
         self.asked = True
         print("\nstopping after this step with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
 
+    def end_step(self, accelerator: Accelerator) -> None:
+        """What was asked of any process stops all of them."""
+        self.in_step = False
+        if accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device), "sum").item():
+            raise KeyboardInterrupt
+
 
 # ---------------------------------------------------------------------------------------------------------
 # The training loop
-
-# Which packs are played: seeds from 0 on before and after training, from here on during it, and for training itself.
-VALIDATION_SEEDS, TRAIN_SEEDS = 10**8, 10**9
 
 
 class Journal:
@@ -412,11 +439,15 @@ class Journal:
         if self.accelerator.is_main_process:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-        if "eval" not in values:
-            flat = {}
-            for key, value in values.items():
-                flat |= {f"{key}/{j}": x for j, x in enumerate(value)} if isinstance(value, list) else {key: value}
-            self.accelerator.log(flat, step=step)
+        record = values.get("eval", values)
+        prefix = f"{record['label']}/" if "eval" in values else ""
+        flat = {}
+        for key, value in record.items():
+            if isinstance(value, list):
+                flat |= {f"{prefix}{key}/{j}": x for j, x in enumerate(value)}
+            elif key != "label":
+                flat[prefix + key] = value
+        self.accelerator.log(flat, step=step)
 
     def test(self, label: str, step: int, policy: Policy, player: Player | None = None, hints: bool = True) -> None:
         """Evaluate the policy (or a scripted player) and log the record; "validation" has packs of its own."""
@@ -426,10 +457,10 @@ class Journal:
         seeds = range(config.test_packs)
         if label == "validation":
             seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.eval_packs)
-        policy.seed("eval", config.seed)
         policy.fresh_cache()
-        settings = (config.env, config.level, config.pack_size, seeds, config.penalties, hints, config.ralph)
-        record, _ = evaluate(player or policy, label, *settings, config.rollouts_at_once)
+        packs = [config.pack(seed) for seed in seeds]
+        player = player or policy
+        record = evaluate(player, label, packs, config.penalties, hints, config.seed, config.rollouts_at_once)
         policy.fresh_cache()
         self.write(step, {"eval": record})
         print(f"{label} | success", *(f"{x:.2f}" for x in record["success"]))
@@ -456,90 +487,94 @@ def step_line(step: int, config: Config, metrics: dict) -> str:
 
 
 def build(config: Config, accelerator: Accelerator):
-    """(policy with a fresh adapter, optimiser, learning-rate schedule)."""
+    """(policy with a fresh adapter, optimiser)."""
     set_seed(config.seed)  # before the adapter is made
     model, tokenizer = load_model(config.model, config.dtype, accelerator.device)
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout))
     policy = Policy(model, tokenizer, config.temperature, config.max_reply_tokens)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    accelerator.register_for_checkpointing(schedule)
     size = sum(parameter.numel() for parameter in parameters)
     accelerator.print(f"model {config.model}, {size:,} trained parameters, on {accelerator.device}")
-    return policy, accelerator.prepare(optimizer), schedule
+    return policy, accelerator.prepare(optimizer)
 
 
 def train(config: Config, folder: Path | None = None) -> None:
     """Train from the start, or go on with the run in `folder`."""
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise BadInput(f"tracker={config.tracker!r}: not installed; pip install {config.tracker}")
-    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker)
+    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker, project_dir=config.output)
     rank, ranks = accelerator.process_index, accelerator.num_processes
+    if ranks != int(os.environ.get("WORLD_SIZE", 1)):
+        raise BadInput(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: these processes would not work together (see README)")
     if config.packs_per_step % ranks:
         raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {ranks} processes")
-    policy, optimizer, schedule = build(config, accelerator)
-    start = 0
+    began = time.perf_counter()
+    policy, optimizer = build(config, accelerator)
+    done = 0
     if folder is None:
         folder = open_run(config, accelerator)
     else:
-        start = load_checkpoint(folder, policy, accelerator)
-    accelerator.project_configuration.set_directories(str(folder))
+        done = load_checkpoint(folder, policy, accelerator)
+        if accelerator.is_main_process:
+            write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    accelerator.project_configuration.logging_dir = str(folder)
     accelerator.init_trackers("connect-the-dots", dataclasses.asdict(config))
-    accelerator.print(f"run {folder}, from step {start}")
+    accelerator.print(f"run {folder}, from step {done}")
     journal = Journal(folder, config, accelerator)
     stop = Stop()
-    if start == 0:
-        journal.test("before training", 0, policy)
-    for step in range(start, config.steps):
-        started = time.perf_counter()
-        groups = collect(policy, config, step, rank, ranks)
-        played = time.perf_counter()
-        episodes = assign_advantages(groups, config, accelerator)
-        metrics = rollout_metrics(groups) | {"lr": schedule.get_last_lr()[0]}
-        metrics |= optimise(policy, optimizer, episodes, config, accelerator, step)
-        schedule.step()
-        metrics |= {"time_rollout": played - started, "time_train": time.perf_counter() - played}
-        done = step + 1
-        journal.write(done, metrics)
-        accelerator.print(step_line(done, config, metrics))
-        if accelerator.is_main_process and (done == 1 or done % config.sample_every == 0):
-            write_text(folder / "samples" / f"step_{done:06d}.txt", as_text(groups[0][0]))
-        if config.eval_every and done % config.eval_every == 0 and done < config.steps:
-            journal.test("validation", done, policy)
-        if stop.asked or done == config.steps or done % config.checkpoint_every == 0:
-            save_checkpoint(folder, done, journal.lines, policy, accelerator)
-        if stop.asked:
-            accelerator.print(f"stopped after step {done}; python train.py --resume {folder} goes on")
-            sys.exit(130)
-
-    journal.test("after training", config.steps, policy)
-    journal.test("after, hints blanked", config.steps, policy, hints=False)
-    for name, player in reference_players(config.env).items():
-        journal.test(name, config.steps, policy, player)
+    saved = done  # the step of the newest checkpoint
+    try:
+        while done < config.steps:
+            if done == 0:
+                journal.test("before training", 0, policy)
+            elif config.eval_every and done % config.eval_every == 0:
+                journal.test("validation", done, policy)
+            stop.in_step = True
+            started = time.perf_counter()
+            groups = collect(policy, config, done, rank, ranks)
+            played = time.perf_counter()
+            episodes = assign_advantages(groups, config, accelerator)
+            [adapter] = optimizer.param_groups
+            adapter["lr"] = config.lr * learning_rate_factor(done, config)
+            metrics = rollout_metrics(groups) | {"lr": adapter["lr"]}
+            metrics |= optimise(policy, optimizer, episodes, config, accelerator, done)
+            metrics |= {"time_rollout": played - started, "time_train": time.perf_counter() - played}
+            done += 1
+            journal.write(done, metrics)
+            accelerator.print(step_line(done, config, metrics))
+            if metrics["broken_format"] == 1:
+                accelerator.print("no task got a reply of the asked-for form, so there is nothing to learn from")
+            if accelerator.is_main_process and (done == 1 or done % config.sample_every == 0):
+                write_text(folder / "samples" / f"step_{done:06d}.txt", as_text(groups[0][0]))
+            if done == config.steps or done % config.checkpoint_every == 0:
+                save_checkpoint(folder, done, journal.lines, policy, accelerator)
+                saved = done
+            stop.end_step(accelerator)
+        journal.test("after training", done, policy)
+        journal.test("after, hints blanked", done, policy, hints=False)
+        for name, player in reference_players(config.env).items():
+            journal.test(name, done, policy, player)
+    except KeyboardInterrupt:
+        if not stop.in_step:  # else the step was broken off
+            if saved < done:
+                save_checkpoint(folder, done, journal.lines, policy, accelerator)
+            accelerator.print(f"stopped after step {done}; python {sys.argv[0]} --resume {folder} goes on")
+        raise
     if accelerator.is_main_process:
         policy.model.save_pretrained(folder / "adapter")
         journal.report()
+    accelerator.print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
     accelerator.end_training()
 
 
 def main() -> None:
     config = parse_flags(Config)
-    folder = None
-    if config.resume:
-        if config != Config(resume=config.resume):
-            raise BadInput(
-                f"resume={config.resume!r}: takes all settings from the run's config.json; no other flag is allowed"
-            )
-        folder = Path(config.resume)
-        config = read_config(folder)
+    folder = Path(config.resume) if config.resume else None
+    if folder:
+        config = resumed_config(folder)
     config.check()
-    began = time.perf_counter()
-    try:
-        train(config, folder)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
+    train(config, folder)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ import pytest
 import torch
 
 import eval as script
-from envs import BadInput
+from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
 from players import BayesPlayer, RandomPlayer
-from rollout import Episode, Lora, Penalties, Policy, Reply, Rollout, add_adapter, load_model
+from rollout import Episode, Lora, Penalties, Policy, Reply, Rollout, add_adapter, load_model, play, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,16 +90,11 @@ def test_record_is_the_same_every_time():
 
 
 def test_evaluate_plays_the_packs_it_is_given():
-    settings = ("frozenlake", "tiny", 3, [4, 2, 9], Penalties())
-    record, rollouts = evaluate(BayesPlayer(), "bayes", *settings)
-    assert [rollout.pack_seed for rollout in rollouts] == [4, 2, 9]
-    assert all(len(rollout.episodes) == 5 for rollout in rollouts)
-    assert record == summarise("bayes", rollouts)
-    _, blanked = evaluate(BayesPlayer(), "bayes", *settings, hints=False)
-    assert all(len(rollout.episodes) == 3 for rollout in blanked)
-    _, ralph = evaluate(BayesPlayer(), "bayes", *settings, ralph=True)
-    for rollout in ralph:
-        assert len({episode.messages[1]["content"] for episode in rollout.of("solve")}) == 1
+    packs = [make_pack("frozenlake", seed, 3, "tiny") for seed in (4, 2, 9)]
+    for hints in (True, False):
+        rollouts = run([play(pack.fresh(), Penalties(), hints) for pack in packs], BayesPlayer())
+        assert evaluate(BayesPlayer(), "bayes", packs, Penalties(), hints) == summarise("bayes", rollouts)
+        assert all(len(rollout.episodes) == (5 if hints else 3) for rollout in rollouts)
 
 
 def test_reference_players_are_those_that_play_the_environment():
@@ -177,6 +173,7 @@ FILES = {
     "a.yml": "mode: fast\n",
     "a.json": '{"count": 7, "loud": false, "mode": "fast"}',
     "typo.yaml": "count: 5\nbig_rat: 2\n",
+    "hyphens.yaml": "big-rate: 2\ncount: null\nname:\n",
     "text.yaml": "just text\n",
     "empty.yaml": "",
     "broken.yaml": "count: [1, 2\nname: {",
@@ -202,6 +199,8 @@ def files(tmp_path, monkeypatch):
         (["--loud", "false", "--name", ""], {"name": ""}),
         (["a.yaml"], {"count": 5, "big_rate": 0.001, "loud": True, "name": "some text"}),
         (["a.yml"], {"mode": "fast"}),
+        (["empty.yaml"], {}),
+        (["hyphens.yaml"], {"big_rate": 2.0}),
         (["a.json"], {"count": 7, "mode": "fast"}),
         (
             ["a.yaml", "--count", "6", "--loud", "no"],
@@ -233,7 +232,6 @@ def test_settings_come_from_the_command_line(monkeypatch):
         (["value.yaml"], ["count", "many"]),
         (["choice.json"], ["mode", "medium", "slow", "fast"]),
         (["text.yaml"], ["text.yaml", "big_rate"]),
-        (["empty.yaml"], ["empty.yaml", "big_rate"]),
         (["broken.yaml"], ["broken.yaml"]),
         (["typo.yaml"], ["typo.yaml", "'big_rat'"]),
         (["binary.yaml"], ["binary.yaml"]),
@@ -249,6 +247,15 @@ def test_missing_settings_file_is_an_error_of_one_line(files):
     with pytest.raises(SystemExit) as raised:
         command_line(lambda: parse_flags(Settings, ["nowhere.yaml"]))
     assert raised.value.code.startswith("error: ") and "nowhere.yaml" in raised.value.code
+
+
+def test_an_interrupt_ends_without_a_traceback():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as raised:
+        command_line(interrupted)
+    assert raised.value.code == 130
 
 
 def test_bugs_are_not_hidden():
@@ -407,15 +414,36 @@ def test_run_is_evaluated_on_its_own_level_unless_told_otherwise(run_folder, tmp
     assert results(tmp_path)["config"]["level"] == "tiny"
 
 
+def test_run_is_played_as_it_was_trained_unless_told_otherwise(run_folder, tmp_path, monkeypatch):
+    run = shutil.copytree(run_folder, tmp_path / "b-run")
+    of_the_run = {"pack_size": 3, "ralph": True, "temperature": 0.5, "max_reply_tokens": 5, "rollouts_at_once": 2}
+    of_the_run |= {"dtype": "bfloat16", "length_penalty": 0.3, "length_lo": 1.0, "length_hi": 2.0}
+    others = {"seed": 7, "output": "elsewhere", "name": "x", "steps": 3}
+    settings = json.loads((run / "config.json").read_text()) | of_the_run | others
+    (run / "config.json").write_text(json.dumps(settings))
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, "--policy", run, "--packs", 2)
+    config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-3")["config"]
+    assert config == config | of_the_run | {"env": "frozenlake", "level": "train", "seed": 0, "packs": 2}
+    (tmp_path / "s.yaml").write_text("temperature: 0.7\npack-size: 2\n")
+    call(
+        monkeypatch, "s.yaml", "--policy", run, "--packs", 2, "--pack-size", 1, "--ralph", "false", "--context", "none"
+    )
+    config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-1-hints-blanked")["config"]
+    assert config == config | of_the_run | {"temperature": 0.7, "pack_size": 1, "ralph": False}
+
+
 def test_evaluation_is_repeatable_and_its_seed_is_that_of_the_sampling_too(model_folder, tmp_path, monkeypatch):
-    seeds, seed = [], Policy.seed
-    monkeypatch.setattr(Policy, "seed", lambda policy, *parts: seeds.append(parts) or seed(policy, *parts))
+    seeds, original = [], script.run
+    monkeypatch.setattr(
+        script, "run", lambda g, policy, seed, **o: seeds.append(seed) or original(g, policy, seed, **o)
+    )
     options = ["--policy", model_folder, "--packs", 3, "--max-reply-tokens", 5]
     for folder in ("a", "b"):
         call(monkeypatch, *options, "--output", tmp_path / folder)
     call(monkeypatch, *options, "--output", tmp_path / "c", "--seed", 1)
     assert results(tmp_path / "a")["records"] == results(tmp_path / "b")["records"]
-    assert len(seeds) == 3 and seeds[0] == seeds[1] != seeds[2]
+    assert len(seeds) == 9 and seeds[0] == seeds[3] != seeds[6]  # each time the policy and two players
 
 
 def test_hints_can_be_blanked(tmp_path, monkeypatch):
@@ -435,7 +463,7 @@ def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
     original = script.make_pack
     monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
     call(monkeypatch, "--policy", "random", "--packs", 2, "--ralph", "--output", tmp_path)
-    assert [arguments[4] for arguments in made[1:]] == [True] * 4
+    assert [arguments[4] for arguments in made[1:]] == [True] * 2
 
 
 def test_length_penalty_is_in_the_reward_only(tmp_path, monkeypatch):

@@ -302,7 +302,7 @@ def test_player_and_level_are_those_of_the_flags(model_folder, tmp_path, monkeyp
     options = ["--model", model_folder, "--steps", 1, "--packs-per-step", 2, "--pack-size", 1, "--seed", 4]
     call(monkeypatch, *options, "--output", tmp_path / "a")
     call(monkeypatch, *options, "--output", tmp_path / "b", "--player", "mediocre", "--level", "train")
-    assert players == [((4,), {}), ((4,), script.PLAYERS["mediocre"])]
+    assert players == [((4,), {}), ((4,), script.PLANNERS["mediocre"])]
     assert [(size, level) for _, _, size, level in packs] == [(1, "tiny")] * 2 + [(1, "train")] * 2
     assert 0 < players[1][1]["recall"] < 1
 

@@ -78,7 +78,6 @@ def run_main(main, arguments):
 def format_errors(folder):
     """Share of episodes of three packs whose reply or hint cannot be read."""
     policy = Policy(*load_model(str(folder)), max_reply_tokens=REPLY_TOKENS)
-    policy.seed("format")
     rollouts = run([play(make_pack("frozenlake", seed, 2, "tiny")) for seed in range(3)], policy)
     broken = [episode.broken_format for rollout in rollouts for episode in rollout.episodes]
     assert len(broken) == 9

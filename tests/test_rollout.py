@@ -325,7 +325,7 @@ def test_order_of_answers_and_number_at_once_change_nothing(at_once):
         return result
 
     policy = Partial(BayesPlayer(), at_once)
-    results = run([watched(k, play(pack.fresh())) for k, pack in enumerate(packs)], policy, at_once)
+    results = run([watched(k, play(pack.fresh())) for k, pack in enumerate(packs)], policy, at_once=at_once)
     assert [story(result) for result in results] == expected
     assert [result.pack_seed for result in results] == SEEDS
     assert policy.most == max(most_open) == min(at_once, len(SEEDS))
@@ -482,10 +482,9 @@ def test_sampled_logprobs_are_those_of_a_plain_forward_pass(name, temperature, t
     """Mixed lengths, several turns, fewer rows than packs; then once more after a weight update."""
     model = small_model(name, tokenizer, stop_bias=4.5 * temperature)
     policy = Policy(model, tokenizer, temperature, max_reply_tokens=12)
-    policy.seed(name)
     replies = []
     for at_once in (3, 12):
-        results = run([play(pack) for pack in chatter_packs(12)], policy, at_once)
+        results = run([play(pack) for pack in chatter_packs(12)], policy, name, at_once=at_once)
         episodes = [episode for result in results for episode in result.episodes]
         for episode in episodes:
             check_tokens(tokenizer, episode, 12)
@@ -520,7 +519,6 @@ def new_conversations(*observations):
 def test_weights_may_change_in_mid_conversation_if_the_cache_is_emptied(tokenizer):
     model = small_model("llama", tokenizer)
     policy = Policy(model, tokenizer, max_reply_tokens=6)
-    policy.seed(0)
     episodes = new_conversations("a", "b" * 40, "c" * 7)
     take_turns(policy, episodes, "next")
     lengths = [len(episode.ids) for episode in episodes]
@@ -549,7 +547,6 @@ def test_replies_come_while_others_are_still_being_sampled(tokenizer):
     """A call ends with a quarter of the replies; conversations that come later join those under way."""
     model = small_model("qwen3", tokenizer)
     policy = Policy(model, tokenizer, max_reply_tokens=30)
-    policy.seed(1)
     first, later = new_conversations(*"abcdefgh"), new_conversations("x" * 50, "y")
     done = dict(policy.reply(first))
     assert 2 <= len(done) < 8
@@ -565,22 +562,40 @@ def test_replies_come_while_others_are_still_being_sampled(tokenizer):
         assert largest_error(model, episode, 1.0) < 1e-4
 
 
+def sampled(policy, seed, first=0, n=4, at_once=256, start=0):
+    """ids and log-probabilities of all episodes of games `start` to n of a run."""
+    results = run([play(pack) for pack in chatter_packs(n)[start:]], policy, seed, first, at_once)
+    return [[(episode.ids, episode.logps) for episode in result.episodes] for result in results]
+
+
 def test_seed_decides_the_samples(tokenizer):
     policy = Policy(small_model("qwen3", tokenizer), tokenizer, max_reply_tokens=8)
+    first = sampled(policy, "train/1")
+    assert sampled(policy, "train/1") == first
+    assert sampled(policy, "train/2") != first
+    assert sampled(policy, "eval/1") != first
+    assert sampled(policy, "train/1", first=4) != first
 
-    def sample(*seed):
-        if seed:
-            policy.seed(*seed)
-        results = run([play(pack) for pack in chatter_packs(4)], policy)
-        return [(episode.ids, episode.logps) for result in results for episode in result.episodes]
 
-    first = sample("train", 1)
-    following = sample()
-    assert following != first  # the stream goes on
-    assert sample("train", 1) == first
-    assert sample() == following
-    assert sample("train", 2) != first
-    assert sample("eval", 1) != first
+@pytest.mark.parametrize("first, at_once, start", [(0, 1, 0), (0, 3, 0), (5, 2, 5), (8, 256, 8)])
+def test_what_a_game_samples_depends_on_its_number_only(first, at_once, start, tokenizer):
+    """Not on how many are played at once, nor on which share of the run a process plays."""
+    policy = Policy(small_model("qwen3", tokenizer), tokenizer, max_reply_tokens=8)
+    whole = sampled(policy, "a", n=10)
+    part = sampled(policy, "a", first=first, n=10, at_once=at_once, start=start)
+    assert len(part) == 10 - start
+    for episodes, expected in zip(part, whole[start:], strict=True):
+        assert [ids for ids, _ in episodes] == [ids for ids, _ in expected]
+        for (_, logps), (_, others) in zip(episodes, expected, strict=True):
+            assert logps == pytest.approx(others, abs=1e-4)
+
+
+def test_equal_games_equal_turns_and_equal_positions_have_random_numbers_of_their_own(tokenizer):
+    policy = Policy(small_model("qwen3", tokenizer, stop_bias=-100.0), tokenizer, max_reply_tokens=8)
+    packs = [Pack("chatter", 0, 2, "train", False, [Chatter(["x"] * 3), Chatter(["x"] * 3)]) for _ in range(3)]
+    results = run(map(play, packs), policy)
+    replies = [reply.text for result in results for episode in result.episodes for reply in episode.replies]
+    assert len(replies) == len(set(replies)) == 3 * (3 + 1 + 3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -589,8 +604,9 @@ def test_samples_follow_the_distribution_of_the_model(temperature, tokenizer):
     n = 5000
     model = small_model("qwen3", tokenizer, stop_bias=0.0)
     policy = Policy(model, tokenizer, temperature, max_reply_tokens=1)
-    policy.seed(0)
     episodes = new_conversations(*["O"] * n)
+    for k, episode in enumerate(episodes):
+        episode.noise = str(k)
     take_turns(policy, episodes, "")
     counts = torch.bincount(torch.tensor([episode.ids[-1] for episode in episodes]), minlength=len(tokenizer)).double()
     p = plain_logprobs(model, episodes[0].ids, temperature)[-1].exp().double()
@@ -637,7 +653,6 @@ def test_stop_token_at_the_cap_is_no_cut(tokenizer):
 def test_conversation_longer_than_the_model_allows_ends_with_an_empty_reply(tokenizer):
     model = small_model("llama", tokenizer, stop_bias=3.0, max_position_embeddings=100)
     policy = Policy(model, tokenizer, max_reply_tokens=12)
-    policy.seed(0)
     results = run([play(pack, hints=False) for pack in chatter_packs(12)], policy, at_once=4)
     prompts_too_long = shortened = 0
     for episode in (episode for result in results for episode in result.episodes):
@@ -704,7 +719,6 @@ def batch(tokenizer):
     """A policy with its model, and a padded batch of conversations that it sampled: ids and mask [B, T]."""
     model = small_model("qwen3", tokenizer)
     policy = Policy(model, tokenizer, 0.7, max_reply_tokens=6)
-    policy.seed(3)
     episodes = [episode for result in run(map(play, chatter_packs(3)), policy) for episode in result.of("solve")]
     ids, mask, _ = pad_batch(episodes, "cpu")
     assert (ids[mask] == tokenizer.eos_token_id).any()
@@ -1056,7 +1070,7 @@ def test_embedded_tokenizer_round_trips_any_text(data, tokenizer):
 def test_embedded_tokenizer_renders_whole_conversations_as_it_appends_them(tokenizer, chat):
     """On packs that it was not built from; and they are short."""
     packs = [make_pack("frozenlake", seed, 4, "tiny") for seed in range(10_000, 10_060)]
-    player = Planner(1, **imitate.PLAYERS["mediocre"])
+    player = Planner(1, **imitate.PLANNERS["mediocre"])
     results = run(map(play, packs), imitate.Teacher(player, chat))
     longest = 0
     for episode in (episode for result in results for episode in result.episodes):

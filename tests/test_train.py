@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import accelerate
 import pytest
 import torch
 from accelerate import Accelerator
@@ -291,6 +292,31 @@ def test_ctrl_c_saves_the_step_under_way_and_says_how_to_go_on(tmp_path, capsys)
     assert f"--resume {tmp_path / 'a'}" in capsys.readouterr().out
 
 
+def test_ctrl_c_during_validation_saves_the_step_before_it(output, tmp_path):
+    settings = {"checkpoint_every": 100, "output": tmp_path}
+    assert run_here(flags(**settings, name="whole")) == 0
+    assert run_until(flags(**settings, name="a"), "evaluate", 2, send(signal.SIGINT)) == 130
+    assert saved_steps(tmp_path / "a") == ["step_000002"]
+    assert run_here(["--resume", tmp_path / "a"]) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "whole")
+
+
+def test_ctrl_c_before_the_first_step_leaves_a_run_that_can_be_resumed(plain, tmp_path):
+    assert run_until(flags(output=tmp_path, name="a"), "evaluate", 1, send(signal.SIGINT)) == 130
+    assert saved_steps(tmp_path / "a") == []
+    assert run_here(["--resume", tmp_path / "a"]) == 0
+    assert_same_run(tmp_path / "a", plain)
+
+
+@pytest.mark.parametrize("call", [3, 4, 5])
+def test_ctrl_c_during_the_last_evaluations_stops_at_once(call, plain, tmp_path, capsys):
+    assert run_until(flags(output=tmp_path, name="a"), "evaluate", call, send(signal.SIGINT)) == 130
+    assert f"--resume {tmp_path / 'a'}" in capsys.readouterr().out
+    assert saved_steps(tmp_path / "a") == ["step_000003", "step_000004"]
+    assert run_here(["--resume", tmp_path / "a"]) == 0
+    assert_same_run(tmp_path / "a", plain)
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     argv = flags(output=tmp_path, name="a", checkpoint_every=100)
     assert run_until(argv, "assign_advantages", 3, send_twice(signal.SIGINT)) == 130
@@ -391,7 +417,6 @@ DAMAGES = {
     "truncated optimiser": lambda folder: truncate(folder / "optimizer.bin"),
     "empty optimiser": lambda folder: (folder / "optimizer.bin").write_bytes(b""),
     "missing optimiser": lambda folder: (folder / "optimizer.bin").unlink(),
-    "truncated schedule": lambda folder: truncate(folder / "custom_checkpoint_0.pkl"),
     "truncated random states": lambda folder: truncate(folder / "random_states_0.pkl"),
     "missing random states": lambda folder: (folder / "random_states_0.pkl").unlink(),
     "broken state.json": lambda folder: (folder / "state.json").write_text('{"step": 4, '),
@@ -456,6 +481,11 @@ BAD_SETTINGS = {
     "dropout of everything": ({"lora_dropout": 1}, ["lora_dropout=1", "[0, 1)"]),
     "empty length range": ({"length_lo": 5, "length_hi": 5}, ["length_hi=5", "length_lo=5"]),
     "negative seed": ({"seed": -1}, ["seed=-1"]),
+    "infinite weight decay": ({"weight_decay": "inf"}, ["weight_decay=inf", "finite"]),
+    "infinite penalty": ({"length_penalty": "inf"}, ["length_penalty=inf", "finite"]),
+    "penalty not a number": ({"hint_penalty": "nan"}, ["hint_penalty=nan"]),
+    "endless length range": ({"length_hi": "inf"}, ["length_hi=inf", "finite"]),
+    "more updates than episodes": ({"updates_per_batch": 13}, ["updates_per_batch=13", "12 episodes"]),
 }
 
 
@@ -492,9 +522,64 @@ def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+class Tracker(accelerate.tracking.GeneralTracker):
+    """Writes what it is told into its folder, as accelerate's tracker for tensorboard does."""
+
+    name, requires_logging_directory, main_process_only = "tensorboard", True, True
+
+    def __init__(self, run_name, logging_dir):
+        super().__init__()
+        self.file = Path(logging_dir) / "tracked.jsonl"
+
+    tracker = None
+
+    def start(self):
+        self.store_init_configuration({})
+
+    def store_init_configuration(self, values):
+        self.settings = values
+
+    def log(self, values, step):
+        with self.file.open("a") as file:
+            file.write(json.dumps([step, values]) + "\n")
+
+
+def test_a_tracker_gets_every_number_of_steps_and_evaluations(tmp_path, monkeypatch):
+    real = train.importlib.util.find_spec
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name, *a: name == "tensorboard" or real(name, *a))
+    monkeypatch.setattr(
+        accelerate.tracking, "get_available_trackers", lambda: [accelerate.utils.LoggerType.TENSORBOARD]
+    )
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
+    monkeypatch.setattr(accelerate.accelerator, "LOGGER_TYPE_TO_CLASS", {"tensorboard": Tracker})
+    assert run_here(flags(output=tmp_path, name="a", steps=2, eval_every=1, tracker="tensorboard")) == 0
+    lines = [json.loads(line) for line in (tmp_path / "a" / "tracked.jsonl").read_text().splitlines()]
+    logged = metrics(tmp_path / "a")
+    assert [step for step, _ in lines] == [line["step"] for line in logged]
+    for (_, values), line in zip(lines, logged, strict=True):
+        if "eval" in line:
+            record = line["eval"]
+            label = record["label"]
+            assert values[f"{label}/success/1"] == record["success"][1] and values[f"{label}/packs"] == record["packs"]
+        else:
+            assert values["success/1"] == line["success"][1] and values["loss"] == line["loss"]
+        assert all(isinstance(value, (int, float)) for value in values.values())
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_one_line(run_here(flags(output=tmp_path / "runs")), "WORLD_SIZE=2")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_never_keeps_the_format_is_pointed_out(model_folder, tmp_path, capsys):
+    assert run_here(flags(output=tmp_path, model=model_folder, steps=1)) == 0
+    assert "nothing to learn from" in capsys.readouterr().out
+
+
 def test_an_output_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert_one_line(run_here(flags(output=tmp_path / "file")), str(tmp_path / "file"))
+    assert_one_line(run_here(flags(output=tmp_path / "file")), f"output='{tmp_path / 'file'}'")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -527,16 +612,40 @@ def test_resume_of_a_folder_that_is_no_run(tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
-def test_resume_takes_no_other_flag(unfinished):
+@pytest.mark.parametrize("flag, value", [("--lora-rank", 4), ("--pack-size", 3), ("--seed", 1), ("--name", "b")])
+def test_resume_does_not_take_flags_that_make_another_run(flag, value, unfinished):
     before = (unfinished / "metrics.jsonl").read_text()
-    assert_one_line(run_here(["--resume", unfinished, "--steps", 9]), f"resume='{unfinished}'", "no other flag")
+    named = f"{flag[2:].replace('-', '_')}={value!r}"
+    assert_one_line(run_here(["--resume", unfinished, flag, value]), named, str(unfinished), "steps, lr")
     assert (unfinished / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("text", ['{"steps": 5', "[]", '{"no_such_setting": 1}', ""])
+def test_a_finished_run_can_go_on_for_longer(output, tmp_path):
+    """With a constant learning rate, four steps and four more are eight."""
+    settings = {"lr_schedule": "constant", "output": tmp_path}
+    assert run_here(flags(**settings, name="whole", steps=8)) == 0
+    assert run_here(flags(**settings, name="a", steps=4)) == 0
+    assert run_here(["--resume", tmp_path / "a", "--steps", 8]) == 0
+    whole, run = without_times(metrics(tmp_path / "whole")), without_times(metrics(tmp_path / "a"))
+    assert [line for line in run if "eval" not in line] == [line for line in whole if "eval" not in line]
+    assert [line for line in run if "eval" in line][-4:] == [line for line in whole if "eval" in line][-4:]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["steps"] == 8
+
+
+def test_the_learning_rate_may_change_when_a_run_goes_on(eventful, broken):
+    assert run_here(["--resume", broken, "--lr", 1e-4]) == 0
+    old, new = ([line["lr"] for line in steps_of(run)] for run in (eventful, broken))
+    assert new[:4] == old[:4] and new[4] == pytest.approx(old[4] * 1e-4 / Config().lr)
+    assert json.loads((broken / "config.json").read_text())["lr"] == 1e-4
+
+
+BROKEN_CONFIGS = ['{"steps": 5', "[]", '{"no_such_setting": 1}', "", '{"steps": "many"}', '{"rebalance": 7}']
+
+
+@pytest.mark.parametrize("text", BROKEN_CONFIGS)
 def test_resume_with_a_broken_config(text, broken):
     (broken / "config.json").write_text(text)
-    assert_one_line(run_here(["--resume", broken]), f"resume='{broken}'", "config.json")
+    assert_one_line(run_here(["--resume", broken]), str(broken / "config.json"))
 
 
 def test_a_name_that_is_taken(plain):
@@ -605,8 +714,7 @@ def test_a_hint_that_a_policy_wrote_is_shown_in_the_next_task(played):
 
 @pytest.mark.parametrize("context, label", [("own", "after training"), ("none", "after, hints blanked")])
 def test_eval_of_the_run_repeats_the_evaluation_after_training(context, label, plain, tmp_path):
-    argv = ["--policy", plain, "--packs", SMALL["test_packs"], "--pack-size", SMALL["pack_size"]]
-    argv += ["--max-reply-tokens", SMALL["max_reply_tokens"], "--context", context, "--output", tmp_path]
+    argv = ["--policy", plain, "--packs", SMALL["test_packs"], "--context", context, "--output", tmp_path]
     assert run_here(argv, evaluation.main) == 0
     record = json.loads((tmp_path / "eval.json").read_text())["records"][0]
     [logged] = [line["eval"] for line in metrics(plain) if line.get("eval", {}).get("label") == label]
@@ -616,9 +724,9 @@ def test_eval_of_the_run_repeats_the_evaluation_after_training(context, label, p
 def test_validation_and_test_packs_are_not_the_same(tmp_path):
     seeds = {}
 
-    def evaluate(policy, label, env, level, pack_size, these, *rest):
-        seeds[label] = set(these)
-        return real(policy, label, env, level, pack_size, these, *rest)
+    def evaluate(policy, label, packs, *rest):
+        seeds[label] = {pack.seed for pack in packs}
+        return real(policy, label, packs, *rest)
 
     real = train.evaluate
     with mock.patch.object(train, "evaluate", evaluate):
@@ -714,20 +822,26 @@ def test_every_step_and_seed_has_packs_of_its_own_that_no_evaluation_uses():
     assert min(seeds) >= train.TRAIN_SEEDS > train.VALIDATION_SEEDS + 10**6
 
 
-def test_every_step_seed_and_process_samples_from_a_stream_of_its_own():
-    config = dataclasses.replace(PLAYED, packs_per_step=2, group_size=2, pack_size=1, max_reply_tokens=1)
+def test_every_rollout_of_every_step_and_seed_has_random_numbers_of_its_own():
+    config = dataclasses.replace(PLAYED, packs_per_step=2, group_size=2, pack_size=2, max_reply_tokens=1)
     policy = fresh_policy(config)
-    streams = set()
-    for seed, step, rank in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1)):
-        collect(policy, dataclasses.replace(config, seed=seed), step, rank, 2)
-        streams.add(policy.generator.initial_seed())
-    assert len(streams) == 4
+    noise = [
+        episode.noise
+        for seed, step in ((0, 0), (0, 1), (1, 0))
+        for group in collect(policy, dataclasses.replace(config, seed=seed), step, 0, 1)
+        for rollout in group
+        for episode in rollout.episodes
+    ]
+    assert len(noise) == len(set(noise)) == 3 * 2 * 2 * 3
 
 
-def test_processes_share_the_packs_of_a_step(played):
+def test_processes_share_a_step_and_play_what_one_would(played):
     policy = fresh_policy()
-    shares = [collect(policy, PLAYED, 0, rank, 2) for rank in (0, 1)]
-    assert [group[0].pack_seed for share in shares for group in share] == [group[0].pack_seed for group in played]
+    shared = [group for rank in (0, 1) for group in collect(policy, PLAYED, 0, rank, 2)]
+    for group, expected in zip(shared, played, strict=True):
+        for rollout, other in zip(group, expected, strict=True):
+            assert rollout.pack_seed == other.pack_seed
+            assert [episode.ids for episode in rollout.episodes] == [episode.ids for episode in other.episodes]
 
 
 def test_ralph_packs_repeat_one_task():
@@ -934,12 +1048,12 @@ def test_the_settings_of_the_model_and_the_optimiser_reach_them():
     config = Config(
         temperature=0.7, max_reply_tokens=9, lora_rank=4, lora_alpha=12, lora_dropout=0.25, weight_decay=0.1
     )
-    policy, optimiser, _ = train.build(config, Accelerator())
+    policy, optimiser = train.build(config, Accelerator())
     assert (policy.temperature, policy.max_reply_tokens) == (0.7, 9)
     adapter = policy.model.peft_config["default"]
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (4, 12, 0.25)
     [group] = optimiser.param_groups
-    assert (group["initial_lr"], group["weight_decay"]) == (config.lr, 0.1)
+    assert (group["lr"], group["weight_decay"]) == (config.lr, 0.1)
     assert len(group["params"]) == sum(parameter.requires_grad for parameter in policy.model.parameters()) > 0
 
 
