@@ -4,6 +4,7 @@
     python eval.py --policy runs/frozenlake-tiny-seed0 --context none   the same with its hints blanked
     python eval.py --policy bayes --level train --pack-size 8           a scripted player: random, bayes
     python eval.py --policy Qwen/Qwen3-1.7B --level train               any chat model: a folder or a hub name
+    python eval.py --policy runs/NAME --merge-to FOLDER                 no evaluation: write the merged model
 
 Prints a table with bootstrap 95 % intervals and writes it as JSON, with a picture, into a folder named after what was
 evaluated (or --output). A run is played as it was trained (environment, level, pack size, temperature, reply cap,
@@ -14,7 +15,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +23,14 @@ import matplotlib
 import torch
 import transformers
 import yaml
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import HfArgumentParser
 
 from envs import BadInput, Pack, first_line, make_pack
 from players import PLAYERS
-from rollout import Penalties, Policy, Rollout, add_adapter, load_model, play, run
+from policy import Policy, add_adapter, load_model
+from rollout import Penalties, Rollout, play, run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (after the choice of backend)
@@ -94,9 +98,18 @@ def command_line(main: Callable[[], None]) -> None:
 def evaluate(
     policy, label: str, packs: list[Pack], penalties: Penalties, hints: bool = True, seed: int = 0, at_once: int = 256
 ) -> dict:
-    """Play every pack once, sampling by `seed`; returns the record (see `summarise`)."""
-    games = [play(pack, penalties, hints) for pack in packs]
-    rollouts = run(games, policy, f"eval/{seed}", at_once=at_once, progress=f"evaluating {label}")
+    """Play every pack once, sampling by `seed`; returns the record (see `summarise`).
+
+    With several processes each plays its share, and all of them must call this.
+    """
+    state = PartialState()
+    first, end = (len(packs) * rank // state.num_processes for rank in (state.process_index, state.process_index + 1))
+    games = [play(pack, penalties, hints) for pack in packs[first:end]]
+    rollouts = run(games, policy, f"eval/{seed}", first, at_once, progress=f"evaluating {label}")
+    if state.num_processes > 1:  # the rewards of all, without the conversations
+        light = [[replace(e, messages=[], ids=[], mask=[], logps=[]) for e in r.episodes] for r in rollouts]
+        shares = [Rollout(r.pack_seed, episodes) for r, episodes in zip(rollouts, light, strict=True)]
+        rollouts = gather_object(shares)
     return summarise(label, rollouts)
 
 
@@ -181,7 +194,8 @@ def reference_players(env: str) -> dict:
 
 
 FROM_RUN = (
-    "env level pack_size ralph temperature max_reply_tokens rollouts_at_once dtype length_penalty length_lo length_hi"
+    "env level pack_size ralph temperature max_reply_tokens rollouts_at_once kv_tokens dtype gguf_file load_in_4bit "
+    "length_penalty length_lo length_hi"
 ).split()
 
 
@@ -194,6 +208,7 @@ class EvalConfig:
     context: Literal["own", "none"] = flag("own", "own: the hints that the policy writes; none: hints blanked")
     seed: int = flag(0, "seed of the packs and of the sampling")
     output: str = flag("", "folder for eval.json and eval.png (replaced if there); empty: eval/NAME")
+    merge_to: str = flag("", "write a run's model with its adapter merged in to this new folder, and evaluate nothing")
     # what follows is a run's own setting unless it is given
     env: str = flag("frozenlake", "environment")
     level: str = flag("tiny", "level of the environment")
@@ -202,7 +217,10 @@ class EvalConfig:
     temperature: float = flag(1.0, "sampling temperature")
     max_reply_tokens: int = flag(256, "cap on the length of one reply")
     rollouts_at_once: int = flag(256, "packs under way at the same time (memory and speed only)")
+    kv_tokens: int = flag(0, "tokens that the KV cache may hold; 0: as many as fit into the free memory")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored")
+    gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from")
+    load_in_4bit: bool = flag(False, "linear layers in 4 bits (NF4, bitsandbytes)")
     length_penalty: float = flag(0.1, "coefficient of the length penalty (in the reward, not in the success)")
     length_lo: float = flag(1e6, "reply tokens from which on a reply counts as long")
     length_hi: float = flag(2e6, "reply tokens at which the penalty for long replies is full")
@@ -212,6 +230,8 @@ class EvalConfig:
         for name in ("packs", "rollouts_at_once", "max_reply_tokens", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadInput(f"{name}={getattr(self, name)}: must be above 0")
+        if self.kv_tokens < 0:
+            raise BadInput(f"kv_tokens={self.kv_tokens}: must be at least 0")
         if not self.length_lo < self.length_hi:
             raise BadInput(f"length_hi={self.length_hi}: must be above length_lo={self.length_lo}")
         make_pack(self.env, 0, self.pack_size, self.level)  # unknown environments and levels end here
@@ -232,8 +252,9 @@ def read_run(folder: Path) -> dict:
     return settings
 
 
-def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int):
+def load_policy(config: EvalConfig):
     """The policy that `--policy` names: scripted, a run folder with its adapter, or a model as it is."""
+    name = config.policy
     if name in PLAYERS:
         return PLAYERS[name](0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -243,10 +264,21 @@ def load_policy(name: str, dtype: str, temperature: float, max_reply_tokens: int
         if not (adapter / "adapter_config.json").exists():
             raise BadInput(f"policy={name!r}: this run has not ended; go on with it by --resume {name}")
         name = read_run(Path(name))["model"]
-    model, tokenizer = load_model(name, dtype, device)
+    model, tokenizer = load_model(name, config.dtype, device, config.gguf_file, config.load_in_4bit)
     if adapter is not None:
         model = add_adapter(model, folder=adapter)
-    return Policy(model, tokenizer, temperature, max_reply_tokens)
+    return Policy(model, tokenizer, config.temperature, config.max_reply_tokens, config.kv_tokens)
+
+
+def merge(config: EvalConfig) -> None:
+    """Write the model of a run with its adapter merged in, as a folder that transformers loads by itself."""
+    if not is_run(Path(config.policy)) or Path(config.merge_to).exists():
+        raise BadInput(f"merge_to={config.merge_to!r}: must not exist yet, and --policy must be a run folder")
+    whole = replace(config, load_in_4bit=False)  # what was trained on 4-bit weights is merged into the original ones
+    policy = load_policy(whole)
+    policy.model.merge_and_unload().save_pretrained(config.merge_to)
+    policy.chat.tokenizer.save_pretrained(config.merge_to)
+    print(f"written: {config.merge_to}")
 
 
 def main() -> None:
@@ -256,7 +288,9 @@ def main() -> None:
         of_run = {name: settings[name] for name in FROM_RUN if name in settings}
         config = parse_flags(EvalConfig, defaults=as_flags(EvalConfig, config.policy, of_run))
     config.check()
-    policy = load_policy(config.policy, config.dtype, config.temperature, config.max_reply_tokens)
+    if config.merge_to:
+        return merge(config)
+    policy = load_policy(config)
     if getattr(policy, "env", config.env) != config.env:
         raise BadInput(f"policy={config.policy!r}: plays {policy.env}, not {config.env}")
     name = Path(config.policy).name

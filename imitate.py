@@ -30,20 +30,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3
 from envs import MOVES, BadInput, make_pack
 from eval import command_line, flag, parse_flags, summarise
 from players import ACTIONS, Planner, Player
-from rollout import (
-    ChatFormat,
-    Episode,
-    Lora,
-    Policy,
-    Reply,
-    Rollout,
-    add_adapter,
-    batches_by_length,
-    load_model,
-    pad_batch,
-    play,
-    run,
-)
+from policy import ChatFormat, Lora, Policy, add_adapter, batches_by_length, load_model, pad_batch
+from rollout import Episode, Reply, Rollout, play, run
 
 PLANNERS = {  # settings of the players that can be imitated
     "clean": {},

@@ -14,6 +14,7 @@ A run folder holds config.json, metrics.jsonl, samples/ (rollouts as text), chec
 adapter/ and curves.png.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -30,30 +31,23 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load, set_seed
-from peft import load_peft_weights, set_peft_model_state_dict
 from tqdm import tqdm
 
 from envs import BadInput, Pack, first_line, make_pack
 from eval import as_flags, command_line, draw, evaluate, flag, is_run, parse_flags, read_run, reference_players, table
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from players import Player
-from rollout import (
-    BAR_DELAY,
-    Episode,
-    Lora,
-    Penalties,
-    Policy,
-    Rollout,
-    add_adapter,
-    batches_by_length,
-    load_model,
-    pad_batch,
-    play,
-    run,
-)
+from policy import Lora, Policy, add_adapter, batches_by_length, load_model, pad_batch, read_adapter
+from rollout import BAR_DELAY, Episode, Penalties, Rollout, play, run
+
+try:
+    import bitsandbytes
+except ImportError:  # needed for 8-bit optimisers and 4-bit weights only
+    bitsandbytes = None
 
 # Which packs are played: seeds from 0 on in the evaluations before and after training, from VALIDATION_SEEDS on in
 # those during it, and from TRAIN_SEEDS * (seed + 1) on in training itself.
@@ -65,9 +59,15 @@ class Config:
     # the model
     model: str = flag("embedded-policy", "model folder or hub name; it needs a chat template")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights of the base model; auto: as they are stored")
-    lora_rank: int = flag(16, "rank of the LoRA adapter, on all linear layers but the output head")
+    gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from")
+    load_in_4bit: bool = flag(False, "QLoRA: linear layers of the base model in 4 bits (NF4, bitsandbytes)")
+    gradient_checkpointing: Literal["auto", "on", "off"] = flag(
+        "auto", "compute activations again in the backward pass; auto: for models above 100 million weights"
+    )
+    lora_rank: int = flag(16, "rank of the LoRA adapter")
     lora_alpha: int = flag(32, "scale of the adapter (alpha / rank multiplies it)")
     lora_dropout: float = flag(0.0, "dropout in the adapter")
+    lora_targets: str = flag("all-linear", "layers with an adapter: all-linear, or names separated by commas")
     # the tasks
     env: str = flag("frozenlake", "environment (envs.py)")
     level: str = flag("tiny", "level of the environment")
@@ -81,6 +81,7 @@ class Config:
     temperature: float = flag(1.0, "sampling temperature; log-probabilities are taken at it too")
     max_reply_tokens: int = flag(256, "cap on the length of one reply")
     rollouts_at_once: int = flag(256, "rollouts under way at the same time (memory and speed only)")
+    kv_tokens: int = flag(0, "tokens that the KV cache may hold; 0: as many as fit into the free memory")
     # rewards
     length_penalty: float = flag(0.1, "c, coefficient of the length penalty; 0 switches it off")
     length_lo: float = flag(1e6, "reply tokens from which on a reply counts as long")
@@ -98,12 +99,13 @@ class Config:
     kl_coef: float = flag(0.0, "coefficient of the k2 divergence from the model without its adapter")
     updates_per_batch: int = flag(1, "optimiser steps per batch, each on its own part of the episodes")
     # optimiser
-    lr: float = flag(5e-3, "peak learning rate of AdamW")
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = flag("adamw", "the last two are of bitsandbytes")
+    lr: float = flag(5e-3, "peak learning rate")
     lr_schedule: Literal["constant", "linear", "cosine"] = flag(
         "linear", "after the warm-up; linear and cosine end at 0"
     )
     warmup_steps: int = flag(0, "steps over which the learning rate rises")
-    weight_decay: float = flag(0.0, "weight decay of AdamW")
+    weight_decay: float = flag(0.0, "weight decay")
     grad_clip: float = flag(1.0, "largest norm of the gradient")
     tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)")
     # evaluation, logging, saving
@@ -120,7 +122,7 @@ class Config:
 
     def check(self) -> None:
         """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
-        not_negative = "warmup_steps eval_every weight_decay length_penalty hint_penalty kl_coef seed"
+        not_negative = "warmup_steps eval_every weight_decay length_penalty hint_penalty kl_coef seed kv_tokens"
         positive = (
             "lora_rank lora_alpha pack_size steps packs_per_step max_reply_tokens rollouts_at_once window "
             "updates_per_batch tokens_per_microbatch eval_packs test_packs sample_every checkpoint_every"
@@ -155,7 +157,8 @@ class Config:
 
 # What may change when a run goes on; all else would make it another run.
 MAY_CHANGE = (
-    "steps lr grad_clip rollouts_at_once tokens_per_microbatch eval_every eval_packs sample_every checkpoint_every"
+    "steps lr grad_clip rollouts_at_once kv_tokens tokens_per_microbatch gradient_checkpointing "
+    "eval_every eval_packs sample_every checkpoint_every"
 ).split()
 
 
@@ -208,12 +211,15 @@ def assign_advantages(groups: list[list[Rollout]], config: Config, accelerator: 
 def optimise(
     policy: Policy, optimizer, episodes: list[Episode], config: Config, accelerator: Accelerator, step: int
 ) -> dict:
-    """`updates_per_batch` optimiser steps on the episodes; returns metrics (means over sampled tokens)."""
+    """`updates_per_batch` optimiser steps on the episodes; returns metrics (means over sampled tokens).
+
+    An update whose gradient is not finite is left out, and counted in "skipped".
+    """
     if config.updates_per_batch > 1:
         episodes = random.Random(f"minibatches/{config.seed}/{step}").sample(episodes, len(episodes))
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    totals: dict[str, float] = {}
-    largest, norms = 0.0, []
+    totals = dict.fromkeys(("loss", "clipped", "log_ratio_abs", "kl", "entropy", "tokens"), 0.0)
+    largest, norms, skipped = 0.0, [], 0
     policy.model.train()
     for part in range(config.updates_per_batch):
         minibatch = episodes[part :: config.updates_per_batch]
@@ -236,44 +242,92 @@ def optimise(
             largest = max(largest, metrics.pop("log_ratio_max").item())
             metrics |= {"loss": loss.detach() * n_tokens, "entropy": entropy.sum(), "tokens": mask.sum()}
             for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value.item()
+                totals[name] += value.item()
         for parameter in parameters:  # micro-batches and processes add up to the gradient of the whole minibatch
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, "sum")
+            if parameter.grad is None:  # every process must bring one
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = accelerator.reduce(parameter.grad, "sum")
         norms.append(accelerator.clip_grad_norm_(parameters, config.grad_clip).item())
-        if not math.isfinite(norms[-1]):
-            raise BadInput(f"step {step + 1}: the gradient is not finite; start again or --resume with a lower --lr")
-        optimizer.step()
+        if math.isfinite(norms[-1]):
+            optimizer.step()
+        else:
+            skipped += 1
         optimizer.zero_grad()
+    sums = accelerator.reduce(torch.tensor(list(totals.values()), device=accelerator.device), "sum").tolist()
+    totals = dict(zip(totals, sums, strict=True))
     tokens = max(1, totals.pop("tokens"))
     means = {name: total / tokens for name, total in totals.items()}
-    return means | {"log_ratio_max": largest, "grad_norm": statistics.mean(norms), "tokens_trained": tokens}
+    largest = accelerator.gather(torch.tensor([largest], device=accelerator.device)).max().item()
+    norm = statistics.mean(norms)
+    return means | {"log_ratio_max": largest, "grad_norm": norm, "skipped": skipped, "tokens_trained": int(tokens)}
 
 
-def rollout_metrics(groups: list[list[Rollout]]) -> dict:
-    """What the step's rollouts look like; lists are by position."""
+@torch.no_grad()
+def divergence(policy: Policy, episodes: list[Episode], config: Config, accelerator: Accelerator) -> float:
+    """k2 divergence per sampled token of the policy that sampled from the model without its adapter, estimated on
+    every eighth episode: an eighth of the cost of a reference pass."""
+    policy.model.eval()
+    total = torch.zeros(2, device=accelerator.device)  # sum of 0.5 * (logp - ref_logp)^2, number of tokens
+    with policy.model.disable_adapter():
+        for batch in batches_by_length({e: len(e.ids) for e in episodes[::8]}, config.tokens_per_microbatch):
+            ids, mask, logp = pad_batch(batch, accelerator.device)  # [B, T] each
+            ref_logp, _ = policy.logprobs(ids, mask)  # [B, T]
+            total += torch.stack([0.5 * (logp - ref_logp)[mask].square().sum(), mask.sum()])
+    divergence, tokens = accelerator.reduce(total, "sum").tolist()
+    return divergence / max(1, tokens)
+
+
+def rollout_metrics(groups: list[list[Rollout]], accelerator: Accelerator) -> dict:
+    """What the step's rollouts look like, over all processes; lists are by position."""
     rollouts = [rollout for group in groups for rollout in group]
     solved = list(zip(*(rollout.of("solve") for rollout in rollouts), strict=True))  # [S][rollouts]
     updates = [episode for rollout in rollouts for episode in rollout.of("update")]
-    episodes = [episode for rollout in rollouts for episode in rollout.episodes]
-    replies = [reply for episode in episodes for reply in episode.replies]
-    flat = [
-        statistics.mean(len({group[g].of("solve")[j].reward for g in range(len(group))}) == 1 for group in groups)
-        for j in range(len(solved))
-    ]
-    return {
-        "success": [statistics.mean(e.outcome for e in at) for at in solved],
-        "reward": [statistics.mean(e.reward for e in at) for at in solved],
-        "zero_variance": flat,
-        "broken_format": statistics.mean(e.broken_format for at in solved for e in at),
-        "broken_hint": statistics.mean(e.broken_format for e in updates) if updates else 0.0,
-        "truncated": statistics.mean(reply.truncated for reply in replies),
-        "turns": statistics.mean(len(e.replies) for at in solved for e in at),
-        "reply_tokens": statistics.mean(reply.n_tokens for at in solved for e in at for reply in e.replies),
-        "hint_tokens": statistics.mean(e.n_sampled for e in updates) if updates else 0.0,
-        "episode_tokens": statistics.mean(len(e.ids) for e in episodes),
-        "tokens_sampled": sum(e.n_sampled for e in episodes),
+    tasks = [episode for at in solved for episode in at]
+    episodes = tasks + updates
+    values = {  # to be averaged
+        "success": [[e.outcome for e in at] for at in solved],
+        "reward": [[e.reward for e in at] for at in solved],
+        "zero_variance": [
+            [len({rollout.of("solve")[j].reward for rollout in group}) == 1 for group in groups]
+            for j in range(len(solved))
+        ],
+        "broken_format": [[e.broken_format for e in tasks]],
+        "broken_hint": [[e.broken_format for e in updates]],
+        "truncated": [[reply.truncated for e in episodes for reply in e.replies]],
+        "turns": [[len(e.replies) for e in tasks]],
+        "reply_tokens": [[reply.n_tokens for e in tasks for reply in e.replies]],
+        "hint_tokens": [[e.n_sampled for e in updates]],
+        "episode_tokens": [[len(e.ids) for e in episodes]],
+        "tokens_sampled": [[e.n_sampled for e in episodes]],
     }
+    sums = torch.tensor([[sum(at), len(at)] for lists in values.values() for at in lists], dtype=torch.float64)
+    sums = iter(accelerator.reduce(sums.to(accelerator.device), "sum").tolist())
+    totals = {name: [next(sums) for _ in lists] for name, lists in values.items()}
+    means = {name: [total / max(1, n) for total, n in pairs] for name, pairs in totals.items()}
+    by_position = ("success", "reward", "zero_variance")
+    tokens = int(totals["tokens_sampled"][0][0])
+    single = {name: mean[0] for name, mean in means.items() if name not in by_position}
+    return {name: means[name] for name in by_position} | single | {"tokens_sampled": tokens}
+
+
+@contextlib.contextmanager
+def phase(name: str, flags: str, device: torch.device, metrics: dict):
+    """Time and peak memory (GiB; on a CPU what the process holds at the end) of a part of the step, into `metrics`.
+
+    Running out of GPU memory becomes one line that names the flags which lower the need for it.
+    """
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        peak = torch.cuda.max_memory_allocated(device) / 2**30 if cuda else 0.0
+        raise BadInput(f"out of memory in {name}, at {peak:.1f} GiB; lower {flags} (or use --load-in-4bit)") from error
+    metrics[f"time_{name}"] = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(device) if cuda else psutil.Process().memory_info().rss
+    metrics[f"memory_{name}"] = peak / 2**30
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -369,8 +423,7 @@ def load_checkpoint(folder: Path, policy: Policy, accelerator: Accelerator) -> i
         try:
             state = json.loads((newest[0] / "state.json").read_text())
             done, metric_lines = state["step"], state["metric_lines"]
-            weights = load_peft_weights(str(newest[0] / "adapter"), device="cpu")
-            set_peft_model_state_dict(policy.model, weights)
+            read_adapter(policy.model, newest[0] / "adapter")
             load(newest[0] / f"random_states_{accelerator.process_index}.pkl")  # load_state passes over a damaged one
             accelerator.load_state(str(newest[0]))
         except Exception as error:  # whatever a damaged file makes the readers raise
@@ -437,8 +490,9 @@ class Journal:
     def write(self, step: int, values: dict) -> None:
         self.lines += 1
         if self.accelerator.is_main_process:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": step, **finite}) + "\n")
         record = values.get("eval", values)
         prefix = f"{record['label']}/" if "eval" in values else ""
         flat = {}
@@ -451,8 +505,6 @@ class Journal:
 
     def test(self, label: str, step: int, policy: Policy, player: Player | None = None, hints: bool = True) -> None:
         """Evaluate the policy (or a scripted player) and log the record; "validation" has packs of its own."""
-        if not self.accelerator.is_main_process:
-            return
         config = self.config
         seeds = range(config.test_packs)
         if label == "validation":
@@ -460,10 +512,12 @@ class Journal:
         policy.fresh_cache()
         packs = [config.pack(seed) for seed in seeds]
         player = player or policy
-        record = evaluate(player, label, packs, config.penalties, hints, config.seed, config.rollouts_at_once)
+        settings = (config.penalties, hints, config.seed, config.rollouts_at_once)
+        with phase("evaluation", "--kv-tokens", self.accelerator.device, {}):
+            record = evaluate(player, label, packs, *settings)
         policy.fresh_cache()
         self.write(step, {"eval": record})
-        print(f"{label} | success", *(f"{x:.2f}" for x in record["success"]))
+        self.accelerator.print(f"{label} | success", *(f"{x:.2f}" for x in record["success"]))
 
     def report(self) -> None:
         """Print the table of the evaluations on the test packs and draw curves.png."""
@@ -482,18 +536,44 @@ def step_line(step: int, config: Config, metrics: dict) -> str:
         f"step {step:>{len(str(config.steps))}}/{config.steps} | success {success} | turns {metrics['turns']:.1f} | "
         f"bad format {metrics['broken_format']:.1%} hints {metrics['broken_hint']:.1%} | "
         f"entropy {metrics['entropy']:.2f} | grad {metrics['grad_norm']:.2f} | lr {metrics['lr']:.1e} | "
-        f"{metrics['time_rollout']:.1f}+{metrics['time_train']:.1f} s"
+        f"kl {metrics['kl']:.3f} | {metrics['time_rollout']:.1f}+{metrics['time_train']:.1f} s"
     )
+
+
+def check_window(policy: Policy, config: Config) -> None:
+    """Raise BadInput if a conversation in which every reply is as long as allowed would not fit into the model.
+
+    Measured on one pack; observations are taken to be as long as the first one.
+    """
+    episode = next(play(config.pack(0)))
+    policy.chat.open_turn(episode)
+    turns = config.pack(0).tasks[0].max_turns
+    observation = len(policy.chat.encode(episode.messages[-1]["content"]))
+    longest = len(episode.ids) + turns * (config.max_reply_tokens + observation)
+    if longest > policy.max_length:
+        most = (policy.max_length - len(episode.ids)) // turns - observation
+        raise BadInput(
+            f"max_reply_tokens={config.max_reply_tokens}: {turns} turns may take {longest} tokens, the model has "
+            f"{policy.max_length}; " + (f"at most {most} fit" if most > 0 else "its window is too short")
+        )
 
 
 def build(config: Config, accelerator: Accelerator):
     """(policy with a fresh adapter, optimiser)."""
     set_seed(config.seed)  # before the adapter is made
-    model, tokenizer = load_model(config.model, config.dtype, accelerator.device)
-    model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout))
-    policy = Policy(model, tokenizer, config.temperature, config.max_reply_tokens)
+    model, tokenizer = load_model(config.model, config.dtype, accelerator.device, config.gguf_file, config.load_in_4bit)
+    large = sum(parameter.numel() for parameter in model.parameters()) > 1e8
+    if config.gradient_checkpointing == "on" or config.gradient_checkpointing == "auto" and large:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
+    policy = Policy(model, tokenizer, config.temperature, config.max_reply_tokens, config.kv_tokens)
+    check_window(policy, config)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    else:
+        kinds = {"adamw-8bit": bitsandbytes.optim.AdamW8bit, "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit}
+        optimizer = kinds[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
     size = sum(parameter.numel() for parameter in parameters)
     accelerator.print(f"model {config.model}, {size:,} trained parameters, on {accelerator.device}")
     return policy, accelerator.prepare(optimizer)
@@ -507,6 +587,8 @@ def train(config: Config, folder: Path | None = None) -> None:
     rank, ranks = accelerator.process_index, accelerator.num_processes
     if ranks != int(os.environ.get("WORLD_SIZE", 1)):
         raise BadInput(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: these processes would not work together (see README)")
+    if config.optimizer != "adamw" and bitsandbytes is None:
+        raise BadInput(f"optimizer={config.optimizer!r}: needs bitsandbytes; pip install bitsandbytes")
     if config.packs_per_step % ranks:
         raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {ranks} processes")
     began = time.perf_counter()
@@ -524,6 +606,7 @@ def train(config: Config, folder: Path | None = None) -> None:
     journal = Journal(folder, config, accelerator)
     stop = Stop()
     saved = done  # the step of the newest checkpoint
+    go_on = f"python {sys.argv[0]} --resume {folder}"
     try:
         while done < config.steps:
             if done == 0:
@@ -531,18 +614,27 @@ def train(config: Config, folder: Path | None = None) -> None:
             elif config.eval_every and done % config.eval_every == 0:
                 journal.test("validation", done, policy)
             stop.in_step = True
-            started = time.perf_counter()
-            groups = collect(policy, config, done, rank, ranks)
-            played = time.perf_counter()
-            episodes = assign_advantages(groups, config, accelerator)
             [adapter] = optimizer.param_groups
             adapter["lr"] = config.lr * learning_rate_factor(done, config)
-            metrics = rollout_metrics(groups) | {"lr": adapter["lr"]}
-            metrics |= optimise(policy, optimizer, episodes, config, accelerator, done)
-            metrics |= {"time_rollout": played - started, "time_train": time.perf_counter() - played}
+            usage: dict[str, float] = {}
+            with phase("rollout", "--kv-tokens", accelerator.device, usage):
+                groups = collect(policy, config, done, rank, ranks)
+            with phase("train", "--tokens-per-microbatch", accelerator.device, usage):
+                episodes = assign_advantages(groups, config, accelerator)
+                kl = divergence(policy, episodes, config, accelerator) if config.kl_coef == 0 else None
+                metrics = rollout_metrics(groups, accelerator) | {"lr": adapter["lr"]}
+                metrics |= optimise(policy, optimizer, episodes, config, accelerator, done)
+            metrics |= usage | ({} if kl is None else {"kl": kl})
+            metrics["speed_rollout"] = metrics["tokens_sampled"] / usage["time_rollout"]
+            metrics["speed_train"] = metrics["episode_tokens"] * len(episodes) * ranks / usage["time_train"]
             done += 1
             journal.write(done, metrics)
             accelerator.print(step_line(done, config, metrics))
+            if metrics["skipped"]:
+                accelerator.print("its gradient is not finite: the update is left out")
+                last = [line["skipped"] > 0 for line in journal.read() if "eval" not in line][-3:]
+                if len(last) == 3 and all(last):
+                    raise BadInput(f"lr={config.lr}: three steps in a row had no finite gradient; {go_on} --lr LOWER")
             if metrics["broken_format"] == 1:
                 accelerator.print("no task got a reply of the asked-for form, so there is nothing to learn from")
             if accelerator.is_main_process and (done == 1 or done % config.sample_every == 0):
@@ -559,7 +651,7 @@ def train(config: Config, folder: Path | None = None) -> None:
         if not stop.in_step:  # else the step was broken off
             if saved < done:
                 save_checkpoint(folder, done, journal.lines, policy, accelerator)
-            accelerator.print(f"stopped after step {done}; python {sys.argv[0]} --resume {folder} goes on")
+            accelerator.print(f"stopped after step {done}; {go_on} goes on")
         raise
     if accelerator.is_main_process:
         policy.model.save_pretrained(folder / "adapter")

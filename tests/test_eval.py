@@ -16,7 +16,8 @@ import eval as script
 from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
 from players import BayesPlayer, RandomPlayer
-from rollout import Episode, Lora, Penalties, Policy, Reply, Rollout, add_adapter, load_model, play, run
+from policy import Lora, Policy, add_adapter, load_model
+from rollout import Episode, Penalties, Reply, Rollout, play, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -295,8 +296,8 @@ def first_logits(policy):
 
 @torch.no_grad()
 def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder):
-    bare = load_policy(str(model_folder), "auto", 0.5, 7)
-    trained = load_policy(str(run_folder), "auto", 0.5, 7)
+    bare = load_policy(script.EvalConfig(str(model_folder), temperature=0.5, max_reply_tokens=7))
+    trained = load_policy(script.EvalConfig(str(run_folder), temperature=0.5, max_reply_tokens=7))
     assert isinstance(trained, Policy) and (trained.temperature, trained.max_reply_tokens) == (0.5, 7)
     assert not torch.allclose(first_logits(trained), first_logits(bare), atol=0.01)
     with trained.model.disable_adapter():
@@ -304,9 +305,37 @@ def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder)
 
 
 def test_policy_may_be_a_player_or_a_model_in_another_precision(model_folder):
-    assert isinstance(load_policy("bayes", "auto", 1.0, 1), BayesPlayer)
-    assert isinstance(load_policy("random", "auto", 1.0, 1), RandomPlayer)
-    assert load_policy(str(model_folder), "bfloat16", 1.0, 1).model.dtype == torch.bfloat16
+    assert isinstance(load_policy(script.EvalConfig("bayes")), BayesPlayer)
+    assert isinstance(load_policy(script.EvalConfig("random")), RandomPlayer)
+    assert load_policy(script.EvalConfig(str(model_folder), dtype="bfloat16")).model.dtype == torch.bfloat16
+
+
+OUTSIDE = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base, adapter, merged = sys.argv[1:]
+assert "policy" not in sys.modules and "rollout" not in sys.modules
+ids = torch.arange(5, 45)[None]
+with torch.no_grad():
+    bare = AutoModelForCausalLM.from_pretrained(base)
+    before = bare(ids).logits
+    trained = PeftModel.from_pretrained(bare, adapter).eval()(ids).logits
+    logits = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+    torch.testing.assert_close(logits, trained, atol=1e-3, rtol=0)
+    assert (trained - before).abs().max() > 0.01
+"""
+
+
+def test_adapter_and_merged_model_load_without_this_project(run_folder, model_folder, tmp_path, monkeypatch):
+    call(monkeypatch, "--policy", run_folder, "--merge-to", tmp_path / "merged")
+    command = [sys.executable, "-c", OUTSIDE, model_folder, run_folder / "adapter", tmp_path / "merged"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert script.load_model(str(tmp_path / "merged"))[1].chat_template
+    with pytest.raises(SystemExit, match="merge_to="):
+        call(monkeypatch, "--policy", run_folder, "--merge-to", tmp_path / "merged")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -435,9 +464,7 @@ def test_run_is_played_as_it_was_trained_unless_told_otherwise(run_folder, tmp_p
 
 def test_evaluation_is_repeatable_and_its_seed_is_that_of_the_sampling_too(model_folder, tmp_path, monkeypatch):
     seeds, original = [], script.run
-    monkeypatch.setattr(
-        script, "run", lambda g, policy, seed, **o: seeds.append(seed) or original(g, policy, seed, **o)
-    )
+    monkeypatch.setattr(script, "run", lambda g, p, seed, *a, **o: seeds.append(seed) or original(g, p, seed, *a, **o))
     options = ["--policy", model_folder, "--packs", 3, "--max-reply-tokens", 5]
     for folder in ("a", "b"):
         call(monkeypatch, *options, "--output", tmp_path / folder)

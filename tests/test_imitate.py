@@ -28,7 +28,8 @@ from imitate import (
     sample_packs,
 )
 from players import BayesPlayer, Planner, RandomPlayer
-from rollout import ChatFormat, Policy, add_adapter, load_model, pad_batch, play, run
+from policy import ChatFormat, Policy, add_adapter, load_model, pad_batch
+from rollout import play, run
 
 ROOT = Path(__file__).parents[1]
 

