@@ -510,6 +510,11 @@ def load_model(
         loaded = AutoModelForCausalLM.from_pretrained(model, device_map={"": device}, **options, **source)
     except Exception as error:  # readers of weights and tokenizers raise errors of many kinds
         raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
+    for module in loaded.modules():
+        # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,
+        # and from then on no gradient would pass through them
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return loaded, tokenizer
 
 

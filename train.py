@@ -564,7 +564,7 @@ def build(config: Config, accelerator: Accelerator):
     model, tokenizer = load_model(config.model, config.dtype, accelerator.device, config.gguf_file, config.load_in_4bit)
     large = sum(parameter.numel() for parameter in model.parameters()) > 1e8
     if config.gradient_checkpointing == "on" or config.gradient_checkpointing == "auto" and large:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
     policy = Policy(model, tokenizer, config.temperature, config.max_reply_tokens, config.kv_tokens)
     check_window(policy, config)
