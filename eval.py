@@ -225,7 +225,7 @@ class EvalConfig:
     length_lo: float = flag(1e6, "reply tokens from which on a reply counts as long")
     length_hi: float = flag(2e6, "reply tokens at which the penalty for long replies is full")
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
         for name in ("packs", "rollouts_at_once", "max_reply_tokens", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
@@ -287,7 +287,7 @@ def main() -> None:
         settings = read_run(Path(config.policy))
         of_run = {name: settings[name] for name in FROM_RUN if name in settings}
         config = parse_flags(EvalConfig, defaults=as_flags(EvalConfig, config.policy, of_run))
-    config.check()
+    config.validate()
     if config.merge_to:
         return merge(config)
     policy = load_policy(config)

@@ -46,6 +46,11 @@ class ChatFormat:
         if tokenizer.chat_template is None:
             raise self._unusable("is missing; an instruction-tuned model is needed")
         self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.merges_system = False
+        try:
+            self._after_reply(1, self.TEXT)
+        except BadInput:  # some templates know no system role: then the rules open the first user message
+            self.merges_system = True
         self.encode = functools.lru_cache(maxsize=20_000)(self._encode)  # observations recur, first prompts do not
         # what stands between a reply and the text of the next user message, and after that text
         self.before, self.after = self._after_reply(1, self.TEXT).split(self.TEXT)
@@ -55,7 +60,7 @@ class ChatFormat:
         self.turn_end = self._encode(self.before + " ")[0]  # (an empty `before` has no first token)
         if tokenizer.convert_ids_to_tokens(self.turn_end) not in self.special:
             raise self._unusable(f"ends a reply with {self.before[:20]!r}, which is no special token to stop at")
-        self.stop_ids = {self.turn_end, tokenizer.eos_token_id}
+        self.stop_ids = {self.turn_end, tokenizer.eos_token_id} - {None}
 
     def _after_reply(self, turns: int, text: str) -> str:
         """What the template puts after the last of `turns` replies when a user message with this text follows."""
@@ -99,6 +104,9 @@ class ChatFormat:
         return text
 
     def _render(self, messages: list[dict], **options) -> str:
+        if self.merges_system and messages[0]["role"] == "system":
+            system, user, *rest = messages
+            messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
         try:  # models with a thinking mode read enable_thinking; other templates ignore it
             return self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options)
         except TemplateError as error:
@@ -207,6 +215,8 @@ class Policy:
         self.max_length = min([limit for limit in limits if limit] or [1 << 30])
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
+        eos = base.generation_config.eos_token_id  # some models have further stop tokens there
+        self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
         self.kv_tokens = 1 << 62
         self._check()
         self.kv_tokens = kv_tokens or int(0.6 * free_memory(self.device) / self._bytes_per_token())

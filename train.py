@@ -4,6 +4,7 @@
     python train.py --model Qwen/Qwen3-1.7B --level train ...  any Hugging Face chat model, with LoRA
     python train.py settings.yaml --lr 1e-3                    settings from a file; flags win over it
     python train.py --resume runs/NAME                         go on with an interrupted run, exactly
+    python train.py --check --model ...                        can this model be trained here? (check.py)
     accelerate launch --num_processes 2 train.py ...           on two GPUs; each plays its share of the packs
 
 One step: play `packs_per_step` packs, each `group_size` times; returns and advantages for every episode from the
@@ -37,6 +38,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load, set_seed
 from tqdm import tqdm
 
+from check import full_check, short_check
 from envs import BadInput, Pack, first_line, make_pack
 from eval import as_flags, command_line, draw, evaluate, flag, is_run, parse_flags, read_run, reference_players, table
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
@@ -118,9 +120,10 @@ class Config:
     seed: int = flag(0, "seed of the adapter, the training packs and the sampling")
     name: str = flag("", "name of the run folder; empty: ENV-LEVEL-seedSEED, numbered where taken")
     output: str = flag("runs", "folder that holds the run folders")
+    check: bool = flag(False, "check that the model can be trained here, line by line, and train nothing")
     resume: str = flag("", "a run folder to go on with, by its own settings; a few flags may change (see README)")
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
         not_negative = "warmup_steps eval_every weight_decay length_penalty hint_penalty kl_coef seed kv_tokens"
         positive = (
@@ -593,6 +596,10 @@ def train(config: Config, folder: Path | None = None) -> None:
         raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {ranks} processes")
     began = time.perf_counter()
     policy, optimizer = build(config, accelerator)
+    pack = make_pack(config.env, 0, min(2, config.pack_size), config.level)
+    if config.check:
+        return full_check(policy, pack)
+    accelerator.print(short_check(policy, pack))
     done = 0
     if folder is None:
         folder = open_run(config, accelerator)
@@ -665,7 +672,7 @@ def main() -> None:
     folder = Path(config.resume) if config.resume else None
     if folder:
         config = resumed_config(folder)
-    config.check()
+    config.validate()
     train(config, folder)
 
 

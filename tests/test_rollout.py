@@ -840,7 +840,7 @@ def test_logits_exist_in_chunks_only(batch, monkeypatch):
 # Chat templates
 
 
-def byte_tokenizer(template, special, eos, pad=None, plain=()):
+def byte_tokenizer(template, special, eos, pad=None, plain=(), bos=None):
     """One token for each byte, for each special token, and for each of the `plain` added ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
@@ -848,7 +848,7 @@ def byte_tokenizer(template, special, eos, pad=None, plain=()):
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     core.add_tokens([AddedToken(token, normalized=False) for token in plain])
-    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, pad_token=pad)
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, pad_token=pad, bos_token=bos)
     fast.chat_template = template
     return fast
 
@@ -873,6 +873,24 @@ EOT = (
     "{{ '<|bos|>' }}{% for m in messages %}{{ '<|role|>' + m.role + '\n\n' + m.content + '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|role|>assistant\n\n' }}{% endif %}"
 )
+GEMMA_2 = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim "
+    "+ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+GEMMA_3 = (
+    "{{ bos_token }}{% set prefix = '' %}{% set turns = messages %}{% if messages[0].role == 'system' %}"
+    "{% set prefix = messages[0].content + '\n\n' %}{% set turns = messages[1:] %}{% endif %}{% for m in turns %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + (prefix if loop.first else '') }}"
+    "{{ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+GEMMA_SPECIAL = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+GEMMA_OPENING = "<bos><start_of_turn>user\nRules.\n\n{}<end_of_turn>\n<start_of_turn>model\n"
+GEMMA_NEXT = "\n<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"
 DATED = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'system' %}{{ 'It is ' + strftime_now('%d %b %Y %H:%M:%S.%f') + '.\n' }}{% endif %}"
@@ -913,6 +931,20 @@ TEMPLATES = {
         CHATML_OPENING + NO_THOUGHT,
         "<|im_end|>",
         CHATML_NEXT + NO_THOUGHT,
+        False,
+    ),
+    "system role is merged into the first turn": (
+        (GEMMA_3, GEMMA_SPECIAL, "<eos>", "<eos>", (), "<bos>"),
+        GEMMA_OPENING,
+        "<end_of_turn>",
+        GEMMA_NEXT,
+        False,  # it trims
+    ),
+    "system role is refused": (
+        (GEMMA_2, GEMMA_SPECIAL, "<eos>", "<eos>", (), "<bos>"),
+        GEMMA_OPENING,
+        "<end_of_turn>",
+        GEMMA_NEXT,
         False,
     ),
     "stop token is not eos": (
@@ -956,9 +988,7 @@ def test_template_is_continued_token_by_token(name):
     for k, (observation, reply) in enumerate(zip(OBSERVATIONS, SAID, strict=True)):
         pieces += [((following if k else opening).format(observation), False), (reply + end, True)]
     assert (episode.ids, episode.mask, episode.logps) == tokens(tokenizer, pieces)
-    whole = tokenizer.apply_chat_template(
-        episode.messages[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+    whole = chat._render(episode.messages[:-1], add_generation_prompt=True)
     said_again = tokenizer(whole).input_ids + tokenizer(SAID[-1] + end).input_ids
     assert (episode.ids == said_again) == renders_the_same
 
@@ -998,6 +1028,17 @@ def test_sampler_stops_at_either_stop_token():
         assert tokenizer.convert_ids_to_tokens(episode.ids[-1]) == stop and episode.mask[-1]
 
 
+def test_stop_tokens_of_the_generation_config_count_too(tokenizer):
+    model = small_model("llama", tokenizer, stop_bias=-100.0)
+    other = tokenizer.convert_tokens_to_ids("<|user|>")
+    model.get_output_embeddings().bias.data[other] = 100.0
+    for eos, length in (([tokenizer.eos_token_id, other], 1), (other, 1), (None, 3)):
+        model.generation_config.eos_token_id = eos
+        [episode] = new_conversations("O")
+        take_turns(Policy(model, tokenizer, max_reply_tokens=3), [episode], "")
+        assert episode.replies[0].n_tokens == length
+
+
 def test_a_template_that_stamps_the_time_is_rendered_once_per_conversation():
     tokenizer = byte_tokenizer(DATED, CHATML_SPECIAL, "<|im_end|>")
     episode = converse(ChatFormat(tokenizer), OBSERVATIONS, [reply + "<|im_end|>" for reply in SAID])
@@ -1029,7 +1070,6 @@ UNUSABLE = {
     "refuses the system role": ("{{ raise_exception('no system role here') }}", "no system role here"),
     "drops user turns": (LOOP.replace("BODY", "{% if m.role != 'user' %}" + SHOW + "{% endif %}"), "every message"),
     "drops replies": (LOOP.replace("BODY", "{% if m.role != 'assistant' %}" + SHOW + "{% endif %}"), "every message"),
-    "drops the rules": (LOOP.replace("BODY", "{% if m.role != 'system' %}" + SHOW + "{% endif %}"), "every message"),
     "drops the first turn": (LOOP.replace("BODY", "{% if loop.index != 2 %}" + SHOW + "{% endif %}"), "every message"),
     "drops earlier user turns": (
         LOOP.replace("BODY", "{% if m.role != 'user' or loop.last %}" + SHOW + "{% endif %}"),
@@ -1061,6 +1101,15 @@ def test_unusable_template_is_refused_in_one_line(template, reason):
     with pytest.raises(BadInput) as raised:
         ChatFormat(tokenizer)
     assert reason in str(raised.value) and "chat template" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_template_that_drops_the_rules_gets_them_in_the_first_turn():
+    template = LOOP.replace("BODY", "{% if m.role != 'system' %}" + SHOW + "{% endif %}")
+    tokenizer = byte_tokenizer(template, CHATML_SPECIAL, "<|im_end|>")
+    chat = ChatFormat(tokenizer)
+    episode = Episode("solve", 0, [message("system", "Rules."), message("user", "one")], "")
+    chat.open_turn(episode)
+    assert tokenizer.decode(episode.ids) == "<|im_start|>user\nRules.\n\none<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_usable_variant_of_the_unusable_templates():

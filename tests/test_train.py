@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import load_peft_weights
 
+import check
 import eval as evaluation
 import grpo
 import train
@@ -560,6 +561,79 @@ def test_a_model_folder_without_a_chat_template(tmp_path):
     (model / "chat_template.jinja").unlink()
     assert_one_line(run_here(flags(output=tmp_path / "runs", model=model)), f"model='{model}'", "chat template")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_check_of_the_embedded_policy_finds_all_well(tmp_path, capsys):
+    assert run_here(flags(output=tmp_path / "runs", max_reply_tokens=64, check=True)) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()[-7:]
+    assert all(line.startswith("OK ") for line in lines), lines
+    green = re.findall("\033\\[32m(.*?)\033\\[0m", out, re.DOTALL)
+    assert green and all(text.endswith("<|end|>") and "<answer>" in text for text in green)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_check_says_what_is_wrong_with_a_model_that_knows_nothing(model_folder, tmp_path, capsys):
+    message = run_here(flags(output=tmp_path / "runs", model=model_folder, check=True, max_reply_tokens=2))
+    assert_one_line(message, "2 of 7 checks")
+    bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD ")]
+    assert ["replies end" in line or "replies can be read" in line for line in bad] == [True, True]
+    assert all("imitate.py" in line for line in bad)
+
+
+def wrong_logprobs(policy, ids, mask):
+    logp, entropy = right_logprobs(policy, ids, mask)
+    return logp - 0.3 * mask, entropy
+
+
+def padded_logprobs(policy, ids, mask):
+    logp, entropy = right_logprobs(policy, ids, mask)
+    return logp + 0.3 * mask * (len(ids) > 1), entropy
+
+
+def detached_logprobs(policy, ids, mask):
+    logp, entropy = right_logprobs(policy, ids, mask)
+    return logp.detach() + 0 * logp, entropy
+
+
+right_logprobs = Policy.logprobs
+
+
+@pytest.mark.parametrize("wrong, named", [
+    (wrong_logprobs, "sampler and trainer agree"),
+    (padded_logprobs, "sampler and trainer agree"),
+    (detached_logprobs, "a gradient reaches the adapter"),
+])  # fmt: skip
+def test_a_run_whose_trainer_is_wrong_does_not_start(wrong, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(Policy, "logprobs", wrong)
+    assert_one_line(run_here(flags(output=tmp_path / "runs")), "self-check", named)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_padding_that_is_seen_is_found(monkeypatch):
+    policy = fresh_policy()
+    episodes = check.play_a_little(policy, Config().pack(0), 1)
+    monkeypatch.setattr(Policy, "logprobs", padded_logprobs)
+    problems = [finding.name for finding in check.check_numbers(policy, episodes) if finding.problem]
+    assert "padding changes nothing" in problems
+
+
+def test_the_check_leaves_no_trace():
+    """Neither in the global random state (dropout draws from it) nor in gradients."""
+    config = dataclasses.replace(PLAYED, lora_dropout=0.5)
+    policy = fresh_policy(config)
+    before = torch.get_rng_state()
+    check.short_check(policy, config.pack(0))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in policy.model.parameters())
+
+
+def test_tokens_that_were_not_sampled_are_found():
+    policy = fresh_policy()
+    episodes = check.play_a_little(policy, Config().pack(0), 1)
+    assert not any(finding.problem for finding in check.check_replies(policy, episodes))
+    episodes[0].mask[0] = True
+    assert check.check_replies(policy, episodes)[0].problem
 
 
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
