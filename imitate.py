@@ -43,6 +43,7 @@ PLANNERS = {  # settings of the players that can be imitated
 class ImitateConfig:
     output: str = flag("", "folder for the model (must not exist yet)")
     model: str = flag("", "model folder or hub name to start from; empty: build the embedded policy from nothing")
+    gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from (with --model)")
     player: Literal["clean", "mediocre"] = flag("clean", "whom to imitate (with --model)")
     level: Literal["tiny", "train", "hard"] = flag("tiny", "level of FrozenLake (with --model)")
     steps: int = flag(100, "optimiser steps (with --model)")
@@ -270,7 +271,8 @@ def main() -> None:
         policy = build_embedded(dataclasses.replace(config, level="tiny", pack_size=4))
         model = policy.model
     else:
-        model, tokenizer = load_model(config.model, config.dtype, "cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = load_model(config.model, config.dtype, device, config.gguf_file)
         if config.lora_rank:
             model = add_adapter(model, Lora(config.lora_rank, 2 * config.lora_rank))
         policy = Policy(model, tokenizer)

@@ -317,7 +317,7 @@ class Policy:
         outgrown = []
         for episode in episodes:
             self.chat.open_turn(episode)
-            room = min(self.max_reply_tokens, self.max_length - len(episode.ids))
+            room = self.room(episode)
             if room > 0:
                 self.waiting.append(Draft(episode, -1, room, random.Random(f"{episode.noise}/{len(episode.ids)}")))
             else:
@@ -330,6 +330,10 @@ class Policy:
         order = sorted(range(len(self.drafts)), key=lambda k: self.drafts[k].row)
         self.drafts, self.hidden = [self.drafts[k] for k in order], hidden[order]
         return outgrown
+
+    def room(self, episode: Episode) -> int:
+        """Tokens that its next reply may have at most."""
+        return min(self.max_reply_tokens, self.max_length - len(episode.ids))
 
     def _admit(self) -> list[Draft]:
         """Of the replies that wait, as many as the cache has room for (one at least, if none is being sampled): first
@@ -520,6 +524,9 @@ def load_model(
         loaded = AutoModelForCausalLM.from_pretrained(model, device_map={"": device}, **options, **source)
     except Exception as error:  # readers of weights and tokenizers raise errors of many kinds
         raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
+    if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
+        loaded.hf_quantizer, loaded.is_quantized = None, False
+        del loaded.config.quantization_config
     for module in loaded.modules():
         # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,
         # and from then on no gradient would pass through them

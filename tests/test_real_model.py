@@ -16,7 +16,6 @@ from unittest import mock
 import pytest
 import torch
 from peft import load_peft_weights
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import imitate
 import train
@@ -51,14 +50,10 @@ def smollm2(wheels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "smollm2"
     sys.path.append(str(wheels))  # transformers reads the file with the gguf package
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        model, tokenizer = load_model(str(file.parent), gguf_file=file.name)
     finally:
         sys.path.remove(str(wheels))
-    del read.config.quantization_config  # what was read is plain float32, but cannot be saved as long as it says GGUF
-    model = AutoModelForCausalLM.from_config(read.config)
-    model.load_state_dict(read.state_dict())
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
