@@ -138,8 +138,8 @@ class RowCache(Cache):
         self.values: list[Tensor] = []
 
     def view(self, rows: Tensor, positions: Tensor, length: int, n_rows: int, largest: int) -> None:
-        """rows [b]; positions [b, t], where the new tokens go; length: of the part to attend to; there are to be at
-        least `n_rows` rows, with no more than `largest` tokens in all if they can be shorter than that."""
+        """rows [b]; positions [b, t], where the new tokens go; length: of the part to attend to. The cache grows to
+        `n_rows` rows, and beyond `largest` tokens in all only where `length` needs it."""
         self.rows, self.positions, self.length, self.n_rows, self.largest = rows, positions, length, n_rows, largest
 
     @property
@@ -217,7 +217,7 @@ class Policy:
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
         eos = base.generation_config.eos_token_id  # some models have further stop tokens there
         self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
-        self.kv_tokens = 1 << 62
+        self.kv_tokens = 1 << 62  # no bound while `_check` looks how large a token is
         self._check()
         self.kv_tokens = kv_tokens or int(0.6 * free_memory(self.device) / self._bytes_per_token())
         self.fresh_cache()
@@ -338,7 +338,8 @@ class Policy:
     def _admit(self) -> list[Draft]:
         """Of the replies that wait, as many as the cache has room for (one at least, if none is being sampled): first
         those whose conversations are in the cache already, then those that have waited longest."""
-        queue = sorted(self.waiting, key=lambda draft: draft.episode not in self.conversations)
+        cached = set(self.conversations)
+        queue = sorted(self.waiting, key=lambda draft: draft.episode not in cached)
         longest = max((draft.most for draft in self.drafts), default=0)
         new: list[Draft] = []
         for draft in queue:

@@ -582,18 +582,47 @@ def build(config: Config, accelerator: Accelerator):
     return policy, accelerator.prepare(optimizer)
 
 
-def train(config: Config, folder: Path | None = None) -> None:
-    """Train from the start, or go on with the run in `folder`."""
+def training_step(
+    policy: Policy, optimizer, config: Config, accelerator: Accelerator, step: int
+) -> tuple[dict, list[list[Rollout]]]:
+    """Play, assign credit, update; returns the step's metrics and this process's rollouts [packs][G]."""
+    [adapter] = optimizer.param_groups
+    adapter["lr"] = config.lr * learning_rate_factor(step, config)
+    usage: dict[str, float] = {}
+    with phase("rollout", "--kv-tokens", accelerator.device, usage):
+        groups = collect(policy, config, step, accelerator.process_index, accelerator.num_processes)
+    with phase("train", "--tokens-per-microbatch", accelerator.device, usage):
+        episodes = assign_advantages(groups, config, accelerator)
+        metrics = rollout_metrics(groups, accelerator) | {"lr": adapter["lr"]}
+        metrics |= optimise(policy, optimizer, episodes, config, accelerator, step)
+        if config.kl_coef == 0:  # else the loss has measured it
+            metrics["kl"] = divergence(policy, episodes, config, accelerator)
+    trained = metrics["episode_tokens"] * len(episodes) * accelerator.num_processes
+    speed = {
+        "speed_rollout": metrics["tokens_sampled"] / usage["time_rollout"],
+        "speed_train": trained / usage["time_train"],
+    }
+    return metrics | usage | speed, groups
+
+
+def launch(config: Config) -> Accelerator:
+    """The engine; raises BadInput if these processes or packages cannot do what the settings ask for."""
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise BadInput(f"tracker={config.tracker!r}: not installed; pip install {config.tracker}")
     accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker, project_dir=config.output)
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    ranks = accelerator.num_processes
     if ranks != int(os.environ.get("WORLD_SIZE", 1)):
         raise BadInput(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: these processes would not work together (see README)")
     if config.optimizer != "adamw" and bitsandbytes is None:
         raise BadInput(f"optimizer={config.optimizer!r}: needs bitsandbytes; pip install bitsandbytes")
     if config.packs_per_step % ranks:
         raise BadInput(f"packs_per_step={config.packs_per_step}: must divide by {ranks} processes")
+    return accelerator
+
+
+def train(config: Config, folder: Path | None = None) -> None:
+    """Train from the start, or go on with the run in `folder`."""
+    accelerator = launch(config)
     began = time.perf_counter()
     policy, optimizer = build(config, accelerator)
     pack = make_pack(config.env, 0, min(2, config.pack_size), config.level)
@@ -613,6 +642,7 @@ def train(config: Config, folder: Path | None = None) -> None:
     journal = Journal(folder, config, accelerator)
     stop = Stop()
     saved = done  # the step of the newest checkpoint
+    bad_steps = 0  # in a row, without a finite gradient
     go_on = f"python {sys.argv[0]} --resume {folder}"
     try:
         while done < config.steps:
@@ -621,27 +651,15 @@ def train(config: Config, folder: Path | None = None) -> None:
             elif config.eval_every and done % config.eval_every == 0:
                 journal.test("validation", done, policy)
             stop.in_step = True
-            [adapter] = optimizer.param_groups
-            adapter["lr"] = config.lr * learning_rate_factor(done, config)
-            usage: dict[str, float] = {}
-            with phase("rollout", "--kv-tokens", accelerator.device, usage):
-                groups = collect(policy, config, done, rank, ranks)
-            with phase("train", "--tokens-per-microbatch", accelerator.device, usage):
-                episodes = assign_advantages(groups, config, accelerator)
-                kl = divergence(policy, episodes, config, accelerator) if config.kl_coef == 0 else None
-                metrics = rollout_metrics(groups, accelerator) | {"lr": adapter["lr"]}
-                metrics |= optimise(policy, optimizer, episodes, config, accelerator, done)
-            metrics |= usage | ({} if kl is None else {"kl": kl})
-            metrics["speed_rollout"] = metrics["tokens_sampled"] / usage["time_rollout"]
-            metrics["speed_train"] = metrics["episode_tokens"] * len(episodes) * ranks / usage["time_train"]
+            metrics, groups = training_step(policy, optimizer, config, accelerator, done)
             done += 1
             journal.write(done, metrics)
             accelerator.print(step_line(done, config, metrics))
-            if metrics["skipped"]:
+            bad_steps = bad_steps + 1 if metrics["skipped"] else 0
+            if bad_steps:
                 accelerator.print("its gradient is not finite: the update is left out")
-                last = [line["skipped"] > 0 for line in journal.read() if "eval" not in line][-3:]
-                if len(last) == 3 and all(last):
-                    raise BadInput(f"lr={config.lr}: three steps in a row had no finite gradient; {go_on} --lr LOWER")
+            if bad_steps == 3:
+                raise BadInput(f"lr={config.lr}: three steps in a row had no finite gradient; {go_on} --lr LOWER")
             if metrics["broken_format"] == 1:
                 accelerator.print("no task got a reply of the asked-for form, so there is nothing to learn from")
             if accelerator.is_main_process and (done == 1 or done % config.sample_every == 0):

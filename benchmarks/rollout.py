@@ -9,37 +9,19 @@ both have the same work, and any model will do, a scripted player's replies stan
 is as long as the player's text: the work is that of sampling, the games are those of the player.
 """
 
-import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from shared import Settings, wait_for
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from envs import make_pack  # noqa: E402
-from eval import command_line, flag, parse_flags  # noqa: E402
-from players import Planner  # noqa: E402
-from policy import Lora, Policy, add_adapter, load_model  # noqa: E402
-from rollout import Episode, Reply, play, run  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Settings:
-    model: str = flag("embedded-policy", "model folder or hub name")
-    rollouts: int = flag(64, "rollouts")
-    pack_size: int = flag(2, "tasks in a pack")
-    level: str = flag("tiny", "level of FrozenLake")
-    dtype: str = flag("auto", "weights; auto: as they are stored")
-    repeats: int = flag(2, "times that both are measured, in turn")
+from eval import command_line, parse_flags
+from players import Planner
+from policy import Policy
+from rollout import Episode, Reply, play, run
 
 
 class Scripted:
-    """A player whose replies have to be sampled first: the model writes as many tokens as the player's text has.
-
-    `sample(episodes, lengths)` does the sampling of all waiting conversations.
-    """
+    """A player whose replies have to be sampled first: the model writes as many tokens as the player's text has."""
 
     def __init__(self, chat):
         self.chat = chat
@@ -58,7 +40,7 @@ class Naive(Scripted):
 
     def __init__(self, policy: Policy):
         super().__init__(policy.chat)
-        self.model, self.tokenizer, self.sampled, self.prefilled = policy.model, policy.chat.tokenizer, 0, 0
+        self.policy, self.model, self.tokenizer, self.sampled = policy, policy.model, policy.chat.tokenizer, 0
 
     @torch.no_grad()
     def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
@@ -72,7 +54,7 @@ class Naive(Scripted):
         self.tokenizer.pad_token, self.tokenizer.padding_side = self.tokenizer.eos_token, "left"
         batch = self.tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
         self.model.generate(
-            **batch.to(self.model.device), do_sample=True, top_k=0, top_p=1.0,
+            **batch.to(self.model.device), do_sample=True, temperature=self.policy.temperature, top_k=0, top_p=1.0,
             min_new_tokens=max(lengths), max_new_tokens=max(lengths), pad_token_id=self.tokenizer.eos_token_id,
         )  # fmt: skip
         self.sampled += sum(lengths)
@@ -109,23 +91,17 @@ class FixedLengths(Policy):
 
 def main() -> None:
     settings = parse_flags(Settings)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    model, tokenizer = load_model(settings.model, settings.dtype, device)
-    policy = FixedLengths(add_adapter(model, Lora()), tokenizer)
+    policy = settings.policy(FixedLengths)
     policy.chat.stop_ids = set()
-    n_rollouts = settings.rollouts
     seconds: dict[str, list[float]] = {"naive": [], "ours": []}
     tokens = {}
     for _ in range(settings.repeats):
         for name, kind in (("naive", Naive), ("ours", Ours)):
             policy.fresh_cache()
             player = kind(policy)
-            packs = [make_pack("frozenlake", n // 8, settings.pack_size, settings.level) for n in range(n_rollouts)]
             started = time.perf_counter()
-            rollouts = run(map(play, packs), player, "benchmark")
-            if device == "cuda":
-                torch.cuda.synchronize()
+            rollouts = run(map(play, settings.packs()), player, "benchmark")
+            wait_for(policy)
             seconds[name].append(time.perf_counter() - started)
             tokens[name] = player.sampled
             turns = sum(len(e.replies) for rollout in rollouts for e in rollout.episodes)
@@ -133,7 +109,7 @@ def main() -> None:
     assert tokens["naive"] == tokens["ours"]
     best = {name: min(times) for name, times in seconds.items()}
     print(
-        f"{device}, {settings.rollouts} rollouts: naive {tokens['naive'] / best['naive']:.0f} tokens/s, "
+        f"{policy.device}, {settings.rollouts} rollouts: naive {tokens['naive'] / best['naive']:.0f} tokens/s, "
         f"ours {tokens['ours'] / best['ours']:.0f} tokens/s, ratio {best['naive'] / best['ours']:.2f}"
     )
 

@@ -10,32 +10,16 @@ are a scripted player's, so that any model will do.
 
 import copy
 import itertools
-import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from shared import Settings, wait_for
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from envs import make_pack  # noqa: E402
-from eval import command_line, flag, parse_flags  # noqa: E402
-from imitate import Teacher  # noqa: E402
-from players import Planner  # noqa: E402
-from policy import Lora, Policy, add_adapter, batches_by_length, load_model, pad_batch  # noqa: E402
-from rollout import Episode, play, run  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Settings:
-    model: str = flag("embedded-policy", "model folder or hub name")
-    rollouts: int = flag(64, "rollouts")
-    pack_size: int = flag(4, "tasks in a pack")
-    level: str = flag("tiny", "level of FrozenLake")
-    dtype: str = flag("auto", "weights; auto: as they are stored")
-    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass")
-    repeats: int = flag(2, "times that both are measured, in turn")
+from eval import command_line, parse_flags
+from imitate import Teacher
+from players import Planner
+from policy import Policy, batches_by_length, pad_batch
+from rollout import Episode, play, run
 
 
 def turns_of(episode: Episode) -> list[Episode]:
@@ -59,21 +43,16 @@ def gradient(policy: Policy, episodes: list[Episode], budget: int) -> tuple[torc
     for batch in batches_by_length({e: len(e.ids) for e in episodes}, budget):
         ids, mask, _ = pad_batch(batch, policy.device)  # [B, T] each
         policy.logprobs(ids, mask)[0].sum().backward()
-    if policy.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait_for(policy)
     seconds = time.perf_counter() - started
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad]), seconds
 
 
 def main() -> None:
     settings = parse_flags(Settings)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    model, tokenizer = load_model(settings.model, settings.dtype, device)
-    policy = Policy(add_adapter(model, Lora()), tokenizer)
+    policy = settings.policy()
     teacher = Teacher(Planner(0), policy.chat)
-    packs = [make_pack("frozenlake", n // 8, settings.pack_size, settings.level) for n in range(settings.rollouts)]
-    episodes = [e for rollout in run(map(play, packs), teacher) for e in rollout.episodes]
+    episodes = [e for rollout in run(map(play, settings.packs()), teacher) for e in rollout.episodes]
     kinds = {"one sample per turn": [s for e in episodes for s in turns_of(e)], "one per episode": episodes}
     tokens = {name: sum(len(e.ids) for e in samples) for name, samples in kinds.items()}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
@@ -86,7 +65,7 @@ def main() -> None:
     slow, fast = kinds
     similarity = torch.cosine_similarity(gradients[slow], gradients[fast], dim=0)
     ratio = min(seconds[slow]) / min(seconds[fast])
-    print(f"{device}, {settings.rollouts} rollouts: {tokens[slow] / tokens[fast]:.2f} times fewer tokens, "
+    print(f"{policy.device}, {settings.rollouts} rollouts: {tokens[slow] / tokens[fast]:.2f} times fewer tokens, "
           f"{ratio:.2f} times faster; cosine of the two gradients {similarity:.5f}")  # fmt: skip
 
 

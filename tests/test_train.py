@@ -298,7 +298,7 @@ def test_ctrl_c_saves_the_step_under_way_and_says_how_to_go_on(tmp_path, capsys)
     assert f"--resume {tmp_path / 'a'}" in capsys.readouterr().out
 
 
-def test_ctrl_c_during_validation_saves_the_step_before_it(output, tmp_path):
+def test_ctrl_c_during_validation_saves_the_step_before_it(tmp_path):
     settings = {"checkpoint_every": 100, "output": tmp_path}
     assert run_here(flags(**settings, name="whole")) == 0
     assert run_until(flags(**settings, name="a"), "evaluate", 2, send(signal.SIGINT)) == 130
@@ -741,7 +741,7 @@ def test_resume_does_not_take_flags_that_make_another_run(flag, value, unfinishe
     assert (unfinished / "metrics.jsonl").read_text() == before
 
 
-def test_a_finished_run_can_go_on_for_longer(output, tmp_path):
+def test_a_finished_run_can_go_on_for_longer(tmp_path):
     """With a constant learning rate, four steps and four more are eight."""
     settings = {"lr_schedule": "constant", "output": tmp_path}
     assert run_here(flags(**settings, name="whole", steps=8)) == 0
@@ -1270,12 +1270,12 @@ def test_three_steps_in_a_row_without_a_finite_gradient_end_the_run(tmp_path, mo
     assert run_here(["--resume", tmp_path / "a", "--lr", 1e-4]) == 0
 
 
-@pytest.mark.parametrize("owner, function, named", [
-    ("train", "collect", ["rollout", "--kv-tokens"]),
-    ("train", "optimise", ["train", "--tokens-per-microbatch"]),
-    ("train", "evaluate", ["evaluation", "--kv-tokens"]),
+@pytest.mark.parametrize("function, named", [
+    ("collect", ["rollout", "--kv-tokens"]),
+    ("optimise", ["train", "--tokens-per-microbatch"]),
+    ("evaluate", ["evaluation", "--kv-tokens"]),
 ])  # fmt: skip
-def test_out_of_memory_names_the_phase_and_what_to_lower(owner, function, named, tmp_path, monkeypatch):
+def test_out_of_memory_names_the_phase_and_what_to_lower(function, named, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
