@@ -11,6 +11,7 @@ evaluated (or --output). A run is played as it was trained (environment, level, 
 penalties, ...) unless a flag says otherwise.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -194,8 +195,8 @@ def reference_players(env: str) -> dict:
 
 
 FROM_RUN = (
-    "env level pack_size ralph temperature max_reply_tokens rollouts_at_once kv_tokens dtype gguf_file load_in_4bit "
-    "length_penalty length_lo length_hi"
+    "env level pack_size ralph temperature max_reply_tokens rollouts_at_once kv_tokens merge_adapter cuda_graphs "
+    "dtype gguf_file load_in_4bit length_penalty length_lo length_hi"
 ).split()
 
 
@@ -218,6 +219,8 @@ class EvalConfig:
     max_reply_tokens: int = flag(256, "cap on the length of one reply")
     rollouts_at_once: int = flag(256, "packs under way at the same time (memory and speed only)")
     kv_tokens: int = flag(0, "tokens that the KV cache may hold; 0: as many as fit into the free memory")
+    merge_adapter: bool = flag(True, "sample from copies of the weights with the adapter merged in (never in 4 bits)")
+    cuda_graphs: bool = flag(False, "on a GPU, sample by replaying captured steps")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored")
     gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from")
     load_in_4bit: bool = flag(False, "linear layers in 4 bits (NF4, bitsandbytes)")
@@ -267,7 +270,8 @@ def load_policy(config: EvalConfig):
     model, tokenizer = load_model(name, config.dtype, device, config.gguf_file, config.load_in_4bit)
     if adapter is not None:
         model = add_adapter(model, folder=adapter)
-    return Policy(model, tokenizer, config.temperature, config.max_reply_tokens, config.kv_tokens)
+    sampling = (config.temperature, config.max_reply_tokens, config.kv_tokens, config.merge_adapter, config.cuda_graphs)
+    return Policy(model, tokenizer, *sampling)
 
 
 def merge(config: EvalConfig) -> None:
@@ -302,7 +306,8 @@ def main() -> None:
     packs = [make_pack(config.env, seed, config.pack_size, config.level, config.ralph) for seed in seeds]
     penalties = Penalties(config.length_penalty, config.length_lo, config.length_hi)
     label = name + (", hints blanked" if blanked else "")
-    record = evaluate(policy, label, packs, penalties, not blanked, config.seed, config.rollouts_at_once)
+    with policy.sampling() if isinstance(policy, Policy) else contextlib.nullcontext():
+        record = evaluate(policy, label, packs, penalties, not blanked, config.seed, config.rollouts_at_once)
     records = [record]
     for name, player in reference_players(config.env).items():
         if name != config.policy:

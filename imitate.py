@@ -126,8 +126,9 @@ def rise_and_fall(peak: float) -> Callable[[float], float]:
 
 def sample_packs(policy: Policy, packs: int, level: str, pack_size: int, seed: int) -> list[Rollout]:
     """Rollouts of the policy itself on packs that no lesson uses."""
-    policy.fresh_cache()
-    return run([play(make_pack("frozenlake", n, pack_size, level)) for n in range(packs)], policy, f"imitate/{seed}")
+    games = [play(make_pack("frozenlake", n, pack_size, level)) for n in range(packs)]
+    with policy.sampling():
+        return run(games, policy, f"imitate/{seed}")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ the template's suffix for one more user turn. History is never rendered or token
 what was sampled, and one episode is one training sequence however many turns it has.
 """
 
+import contextlib
 import functools
 import logging
 import random
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from rollout import Episode, Reply
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and on a CPU it then complains
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -129,26 +132,41 @@ class RowCache(Cache):
     """A KV cache whose rows have lengths of their own: each row is one conversation, which grows by any number of
     tokens at a time and can be replaced by a new one. Keys and values are [rows, heads, capacity, head_dim] per layer.
 
-    Before a forward pass `view` says which rows take part, where in each its new tokens go, and how much to read.
+    `reserve` makes room; before a forward pass `view` says which rows take part, where in each its new tokens go, and
+    how much of them to read.
     """
 
     def __init__(self):
         super().__init__(layers=[])
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.n_rows = self.capacity = 0  # capacity: tokens that fit into a row
 
-    def view(self, rows: Tensor, positions: Tensor, length: int, n_rows: int, largest: int) -> None:
-        """rows [b]; positions [b, t], where the new tokens go; length: of the part to attend to. The cache grows to
-        `n_rows` rows, and beyond `largest` tokens in all only where `length` needs it."""
-        self.rows, self.positions, self.length, self.n_rows, self.largest = rows, positions, length, n_rows, largest
+    def reserve(self, n_rows: int, length: int, largest: int) -> None:
+        """Make room for rows of that length. It grows beyond `largest` tokens in all only where `length` needs it."""
+        if length > self.capacity:  # in growing steps, so that the copying does not add up
+            self.capacity = max(length, min(2 * self.capacity, largest // n_rows))
+        self.n_rows = max(self.n_rows, n_rows)
+        for stores in (self.keys, self.values):
+            for layer, store in enumerate(stores):
+                rows, heads, capacity, head_dim = store.shape
+                if rows < self.n_rows or capacity < self.capacity:
+                    stores[layer] = store.new_zeros(self.n_rows, heads, self.capacity, head_dim)
+                    stores[layer][:rows, :, :capacity] = store
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that fit into a row."""
-        return self.keys[0].shape[2] if self.keys else 0
+    def view(self, rows: Tensor | None, positions: Tensor, length: int) -> None:
+        """rows [b] (None: all); positions [b, t], where the new tokens go; length: of the part to attend to."""
+        every = torch.arange(self.n_rows, device=positions.device)  # [rows]
+        self.rows, self.write_rows, self.positions, self.length = (
+            rows,
+            every if rows is None else rows,
+            positions,
+            length,
+        )
 
     def keep(self, rows: Tensor, length: int) -> None:
         """Drop all but these rows, and of them all that is behind `length`."""
+        self.n_rows, self.capacity = len(rows), min(length, self.capacity)
         for stores in (self.keys, self.values):
             for layer, store in enumerate(stores):
                 stores[layer] = store[rows, :, :length]  # [rows, heads, length, head_dim], a copy
@@ -159,20 +177,10 @@ class RowCache(Cache):
     def _store(self, stores: list[Tensor], new: Tensor, layer: int) -> Tensor:
         """new [b, heads, t, head_dim] -> everything of these rows up to `length`, [b, heads, length, head_dim]."""
         if layer == len(stores):
-            stores.append(new.new_zeros(0, new.shape[1], 0, new.shape[3]))
-        rows, _, capacity, _ = stores[layer].shape
-        if rows < self.n_rows or capacity < self.length:
-            room = capacity
-            if self.length > capacity:  # in growing steps, so that the copying does not add up
-                room = max(self.length, min(2 * capacity, self.largest // self.n_rows))
-            grown = new.new_zeros(max(rows, self.n_rows), new.shape[1], room, new.shape[3])
-            grown[:rows, :, :capacity] = stores[layer]
-            stores[layer] = grown
+            stores.append(new.new_zeros(self.n_rows, new.shape[1], self.capacity, new.shape[3]))
         store = stores[layer]
-        store[self.rows[:, None], :, self.positions] = new.transpose(1, 2)  # indexed this way it is [b, t, heads, dim]
-        if len(self.rows) == len(store):  # every row, in order
-            return store[:, :, : self.length]
-        return store[self.rows, :, : self.length]
+        store[self.write_rows[:, None], :, self.positions] = new.transpose(1, 2)  # so indexed it is [b, t, heads, dim]
+        return store[:, :, : self.length] if self.rows is None else store[self.rows, :, : self.length]
 
 
 @dataclass(eq=False)
@@ -185,6 +193,7 @@ class Draft:
     rng: random.Random
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    complete: bool = False
 
     @property
     def most(self) -> int:
@@ -192,23 +201,65 @@ class Draft:
         return len(self.episode.ids) + self.room
 
 
+class CapturedStep:
+    """A decoding step as a CUDA graph: the GPU replays it, without Python launching a thousand kernels one by one.
+
+    It reads its inputs from buffers of its own. Raises RuntimeError if the step does something that cannot be captured.
+    """
+
+    def __init__(self, step: Callable, inputs: tuple[Tensor, ...], pool: tuple[int, int]):
+        self.inputs = [value.clone() for value in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step(
+                *self.inputs
+            )  # what is made at first use must not be made while capturing; the replay repeats the step
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.outputs = step(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(value)
+        self.graph.replay()
+        return tuple(output.clone() for output in self.outputs)
+
+
 class Policy:
     """A Hugging Face causal language model that answers conversations by sampling.
 
-    Temperature applies to the log-probabilities too; no top-k, no top-p. `fresh_cache()` must be called whenever the
-    weights have changed. What is sampled follows from the weights, the conversation and its `noise`, whatever other
-    conversations are in the batch (but for rounding).
+    Temperature applies to the log-probabilities too; no top-k, no top-p. The weights must not change while it samples:
+    a phase of sampling is a `with policy.sampling():` block. What is sampled follows from the weights, the conversation
+    and its `noise`, whatever other conversations are in the batch (but for rounding).
+
+    With `merge`, an adapter is merged into copies of the weights for the time of such a block: an adapter beside the
+    weights costs a third of a decoding step and more. Weights in 4 bits are never merged. With `cuda_graphs`, a GPU
+    decodes by replaying captured steps.
 
     The KV cache holds at most `kv_tokens` tokens (rows times the longest of them, 0: as many as fit into 60 % of the
     memory that is free now), unless one conversation alone is longer. Conversations that would go beyond wait.
     """
 
-    def __init__(self, model, tokenizer, temperature: float = 1.0, max_reply_tokens: int = 256, kv_tokens: int = 0):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        temperature: float = 1.0,
+        max_reply_tokens: int = 256,
+        kv_tokens: int = 0,
+        merge: bool = True,
+        cuda_graphs: bool = False,
+    ):
         self.model = model
         self.chat = ChatFormat(tokenizer)
         self.temperature = temperature
         self.max_reply_tokens = max_reply_tokens
         self.device = next(model.parameters()).device
+        on_gpu = self.device.type == "cuda"
+        self.block = 4 if on_gpu else 1  # tokens that are sampled before the host looks at them
+        self.cuda_graphs = cuda_graphs and on_gpu
         # attention is full here, so a conversation may not outgrow a sliding window
         text_config = model.config.get_text_config()
         limits = [getattr(text_config, name, None) for name in ("max_position_embeddings", "sliding_window")]
@@ -219,8 +270,41 @@ class Policy:
         self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
         self.kv_tokens = 1 << 62  # no bound while `_check` looks how large a token is
         self._check()
-        self.kv_tokens = kv_tokens or int(0.6 * free_memory(self.device) / self._bytes_per_token())
+        self.adapted = self._mergeable_layers() if merge else []
+        copies = sum(layer.weight.nbytes for layer in self.adapted)
+        room = 0.6 * (free_memory(self.device) - copies)
+        self.kv_tokens = kv_tokens or max(1, int(room / self._bytes_per_token()))
         self.fresh_cache()
+
+    def _mergeable_layers(self) -> list[LoraLayer]:
+        """The layers with an adapter; none if merging would go through a quantised weight or reach another layer."""
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        tied = {id(self.head.weight), id(self.decoder.get_input_embeddings().weight)}
+        plain = all(layer.weight.is_floating_point() and id(layer.weight) not in tied for layer in layers)
+        return layers if plain else []
+
+    @contextlib.contextmanager
+    def sampling(self):
+        """A phase of sampling with the weights of now: an empty KV cache before it, no memory taken by it afterwards.
+
+        The adapter is merged from the frozen weights into copies every time, so nothing drifts.
+        """
+        self.fresh_cache()
+        frozen = [layer.weight.data for layer in self.adapted]
+        try:
+            if self.adapted:
+                self.model.merge_adapter(safe_merge=True)  # safe: into copies
+            yield
+        finally:
+            for layer, weight in zip(self.adapted, frozen, strict=True):
+                layer.weight.data = weight
+                layer.merged_adapters.clear()
+            self.fresh_cache()
+
+    def _precision(self) -> torch.autocast:
+        """Half-precision models compute in their precision throughout, the adapter (whose weights are float32) too."""
+        half = self.model.dtype != torch.float32
+        return torch.autocast(self.device.type, self.model.dtype, enabled=half, cache_enabled=False)
 
     def _bytes_per_token(self) -> int:
         """Size of a token in the KV cache, all layers together (as `_check` has left it)."""
@@ -239,10 +323,11 @@ class Policy:
         self.conversations, self.cached = [None, None], [0, 0]
         ids = torch.arange(24, device=self.device).view(2, 12) % self.head.weight.shape[0]  # [2, 12]
         try:
-            want = self.model(input_ids=ids, use_cache=False).logits.float()  # [2, 12, V]
-            self._forward(ids[:, :8], [0, 1])  # of the second row 5 tokens count, the rest is padding
+            with self._precision():
+                want = self.model(input_ids=ids, use_cache=False).logits.float()  # [2, 12, V]
+            self._forward(ids[:, :8], [0, 1], [8, 5])
             self.cached = [8, 5]
-            hidden = self._forward(torch.stack([ids[0, 8:], ids[1, 5:9]]), [0, 1])  # [2, 4, d]
+            hidden = self._forward(torch.stack([ids[0, 8:], ids[1, 5:9]]), [0, 1], [4, 4])  # [2, 4, d]
             error = self.head(hidden).float() - torch.stack([want[0, 8:], want[1, 5:9]])  # [2, 4, V]
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as failure:
             raise BadInput(
@@ -259,9 +344,9 @@ class Policy:
         self.conversations: list[Episode] = []  # which conversation each row of the cache belongs to
         self.cached: list[int] = []  # how many of its tokens are in there
         self.waiting: list[Draft] = []  # replies for which there is no room in the cache yet
-        self.drafts: list[Draft] = []  # the replies being sampled, by ascending row
-        # hidden state after the last token of each draft, [drafts, d]
-        self.hidden = torch.empty(0, self.head.weight.shape[1], dtype=self.model.dtype, device=self.device)
+        self.drafts: list[Draft] = []  # the replies being sampled; of each the last token is not in the cache yet
+        self.captured: dict[int, CapturedStep] = {}  # decoding steps as CUDA graphs, by the length of their view
+        self.captured_at = None  # where the cache was then
 
     @torch.no_grad()
     def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
@@ -274,45 +359,86 @@ class Policy:
         outgrown = self._open(episodes)
         complete: list[Draft] = []
         enough = max(1, len(self.drafts) // 4)
-        rows = [draft.row for draft in self.drafts]
-        going = list(range(len(self.drafts)))
-        while going and len(complete) + len(outgrown) < enough:
-            token, logp = self._sample()  # [b, 1], [b]
-            drawn, logp = token[:, 0].tolist(), logp.tolist()
-            ended = set()
-            for k in going:
-                draft = self.drafts[k]
-                draft.ids.append(drawn[k])
-                draft.logps.append(logp[k])
-                if drawn[k] in self.chat.stop_ids or len(draft.ids) == draft.room:
-                    complete.append(draft)
-                    ended.add(k)
-            going = [k for k in going if k not in ended]
-            if going:  # the others stay in the batch until this call ends; what they write is written over later
-                self.hidden = self._forward(token, rows)[:, 0]  # [b, d]
-                for k in going:
-                    self.cached[rows[k]] += 1
-        self.drafts = [self.drafts[k] for k in going]
-        self.hidden = self.hidden[going]  # [drafts, d]
+        while True:
+            complete += [draft for draft in self.drafts if draft.complete]
+            self.drafts = [draft for draft in self.drafts if not draft.complete]
+            if not self.drafts or len(complete) + len(outgrown) >= enough:
+                break
+            self._decode()
         return [(draft.episode, self._close(draft)) for draft in complete] + [(e, OUTGROWN) for e in outgrown]
 
-    def _sample(self) -> tuple[Tensor, Tensor]:
-        """The next token of every draft [b, 1] and its log-probability [b], from one uniform number each.
+    def _decode(self) -> None:
+        """Sample the next token of every draft, or a block of tokens that a GPU computes without being waited for.
+
+        All rows of the cache take part, so that its keys and values are read where they lie. What rows without a draft
+        write, and drafts behind their end, is written over before anything sees it.
+        """
+        n, rows = self.block, len(self.conversations)
+        tokens, uniform = torch.zeros(rows, 1, dtype=torch.long), torch.zeros(n, rows, 1, dtype=torch.float64)
+        for draft in self.drafts:
+            tokens[draft.row] = draft.ids[-1]
+            uniform[:, draft.row, 0] = torch.tensor([draft.rng.random() for _ in range(n)], dtype=torch.float64)
+        longest = max(self.cached[draft.row] for draft in self.drafts)
+        length = min(longest + n, max(longest + 1, *(draft.most for draft in self.drafts)))
+        self.cache.reserve(rows, max(length, max(self.cached) + 1), self.kv_tokens)
+        tokens, uniform = tokens.to(self.device), uniform.to(self.device)  # [rows, 1], [n, rows, 1]
+        positions = torch.tensor(self.cached, device=self.device)[:, None]  # [rows, 1]
+        step = self._captured_step if self.cuda_graphs else self._step
+        sampled = []
+        for k in range(n):
+            tokens, logps = step(tokens, positions + k, uniform[k], length)  # [rows, 1] each
+            sampled.append((tokens, logps))
+        all_ids, all_logps = (torch.cat(parts, dim=1).tolist() for parts in zip(*sampled, strict=True))  # [rows][n]
+        for draft in self.drafts:
+            for token, logp in zip(all_ids[draft.row], all_logps[draft.row], strict=True):
+                if not draft.complete:
+                    self._append(draft, token, logp)
+                    self.cached[draft.row] += 1
+
+    def _step(self, tokens: Tensor, positions: Tensor, uniform: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Read a token of every row of the cache and sample the next: tokens, positions, uniform [rows, 1] -> the next
+        tokens and their log-probabilities [rows, 1]. With the new token no row with a draft is longer than `length`."""
+        visible = torch.arange(length, device=self.device) <= positions[:, None, :, None]  # [rows, 1, 1, length]
+        self.cache.view(None, positions.clamp(max=self.cache.capacity - 1), length)
+        return self._sample(self._read(tokens, positions, visible)[:, 0], uniform)
+
+    def _sample(self, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [b, d], uniform [b, 1] in [0, 1) -> the next tokens and their log-probabilities [b, 1].
 
         The cumulative distribution is summed in double precision: in single precision the tail of a large vocabulary
         would vanish from it.
         """
-        uniform = torch.tensor([[draft.rng.random()] for draft in self.drafts], dtype=torch.float64)  # [b, 1]
-        all_logp = (self.head(self.hidden).float() / self.temperature).log_softmax(dim=-1)  # [b, V]
+        all_logp = (self.head(hidden).float() / self.temperature).log_softmax(dim=-1)  # [b, V]
         cumulative = all_logp.double().exp().cumsum(dim=-1)  # [b, V]
-        drawn = uniform.to(self.device) * cumulative[:, -1:]  # [b, 1]
+        drawn = uniform * cumulative[:, -1:]  # [b, 1]
         token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=all_logp.shape[1] - 1)  # [b, 1]
-        return token, all_logp.gather(1, token)[:, 0]
+        return token, all_logp.gather(1, token)
+
+    def _captured_step(self, tokens: Tensor, positions: Tensor, uniform: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """`_step` through a CUDA graph, or plainly from the time on that the model could not be captured."""
+        length = min(-(-length // 128) * 128, self.cache.capacity)  # so that a graph serves many steps
+        inputs = (tokens, positions, uniform)
+        step = functools.partial(self._step, length=length)
+        place = (self.cache.keys[0].data_ptr(), self.cache.keys[0].shape)
+        if place != self.captured_at:  # the cache has grown, and the graphs know where it was
+            self.captured, self.captured_at, self.pool = {}, place, torch.cuda.graph_pool_handle()
+        try:
+            if length not in self.captured:
+                self.captured[length] = CapturedStep(step, inputs, self.pool)
+            return self.captured[length](*inputs)
+        except RuntimeError as error:
+            warnings.warn(f"decoding goes on without CUDA graphs: {first_line(error)}", stacklevel=1)
+            self.cuda_graphs, self.captured = False, {}
+            return step(*inputs)
+
+    def _append(self, draft: Draft, token: int, logp: float) -> None:
+        draft.ids.append(token)
+        draft.logps.append(logp)
+        draft.complete = token in self.chat.stop_ids or len(draft.ids) == draft.room
 
     def _open(self, episodes: list[Episode]) -> list[Episode]:
-        """Bring the conversations to where a reply begins, read them into the cache, and add a draft for each.
-
-        Returns those that have outgrown the model and get no reply.
+        """Bring the conversations to where a reply begins, read them into the cache, and add a draft for each, with its
+        first token. Returns those that have outgrown the model and get no reply.
         """
         outgrown = []
         for episode in episodes:
@@ -325,10 +451,10 @@ class Policy:
         new = self._admit()
         for draft, row in zip(new, self._rows([draft.episode for draft in new]), strict=True):
             draft.row = row
-        hidden = torch.cat([self.hidden, *self._ingest(new)])  # [drafts, d]
+        self._ingest(new)
         self.drafts += new
-        order = sorted(range(len(self.drafts)), key=lambda k: self.drafts[k].row)
-        self.drafts, self.hidden = [self.drafts[k] for k in order], hidden[order]
+        if len(self.conversations) > 2 * len(self.drafts):  # most rows belong to conversations that are over
+            self._compact({draft.episode for draft in self.drafts + self.waiting})
         return outgrown
 
     def room(self, episode: Episode) -> int:
@@ -385,41 +511,41 @@ class Policy:
             rows.append(known[episode])
         return rows
 
-    def _ingest(self, drafts: list[Draft]) -> list[Tensor]:
-        """Feed what the cache does not hold yet of each conversation; hidden states [1, d] after their last tokens."""
+    def _ingest(self, drafts: list[Draft]) -> None:
+        """Feed what the cache does not hold yet of each conversation, and sample the first token of the reply."""
         pending = {draft: draft.episode.ids[self.cached[draft.row] :] for draft in drafts}
-        hidden: dict[Draft, Tensor] = {}
         for batch in batches_by_length({draft: len(ids) for draft, ids in pending.items()}, PREFILL_TOKENS):
-            batch = sorted(batch, key=lambda draft: draft.row)
+            counts = [len(pending[draft]) for draft in batch]
             ids = [torch.tensor(pending[draft]) for draft in batch]
             padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)  # [b, t]
-            counts = [len(pending[draft]) for draft in batch]
             states = self._forward(padded, [draft.row for draft in batch], counts)  # [b, t, d]
-            for k, draft in enumerate(batch):
-                hidden[draft] = states[k, len(pending[draft]) - 1][None]
-                self.cached[draft.row] += len(pending[draft])
-        return [hidden[draft] for draft in drafts]
+            last = states[range(len(batch)), [count - 1 for count in counts]]  # [b, d]
+            uniform = torch.tensor([[draft.rng.random()] for draft in batch], dtype=torch.float64)  # [b, 1]
+            tokens, logps = self._sample(last, uniform.to(self.device))  # [b, 1] each
+            for draft, count, [token], [logp] in zip(batch, counts, tokens.tolist(), logps.tolist(), strict=True):
+                self.cached[draft.row] += count
+                self._append(draft, token, logp)
 
-    def _forward(self, tokens: Tensor, rows: list[int], counts: list[int] | None = None) -> Tensor:
-        """tokens [b, t] go behind what the cache holds of `rows` (ascending); hidden states [b, t, d].
+    def _forward(self, tokens: Tensor, rows: list[int], counts: list[int]) -> Tensor:
+        """tokens [b, t], of which `counts` are real, go behind what the cache holds of `rows`; hidden states [b, t, d].
 
-        Where the rows are padded on the right, `counts` says how many of their tokens are real. Padding is written
-        behind its row's last token, where a real token overwrites it before anything sees it.
+        The padding on the right is written behind its row's last token, where a real token overwrites it before it is
+        seen by anything; one place more than any row needs takes all that would go beyond.
         """
         at = torch.tensor([self.cached[row] for row in rows], device=self.device)  # [b]
+        length = max(self.cached[row] + count for row, count in zip(rows, counts, strict=True)) + 1
         positions = at[:, None] + torch.arange(tokens.shape[1], device=self.device)  # [b, t]
-        if counts is None:
-            length = max(self.cached[row] for row in rows) + tokens.shape[1]
-        else:  # one place more than any row needs takes all the padding that would go beyond it
-            length = max(self.cached[row] + count for row, count in zip(rows, counts, strict=True)) + 1
-            positions = positions.clamp(max=length - 1)
+        positions = positions.clamp(max=length - 1)
         visible = torch.arange(length, device=self.device) <= positions[:, None, :, None]  # [b, 1, t, length]
-        self.cache.view(
-            torch.tensor(rows, device=self.device), positions, length, len(self.conversations), self.kv_tokens
-        )
-        return self.decoder(
-            input_ids=tokens, attention_mask=visible, position_ids=positions, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
+        self.cache.reserve(len(self.conversations), length, self.kv_tokens)
+        self.cache.view(torch.tensor(rows, device=self.device), positions, length)
+        return self._read(tokens, positions, visible)
+
+    def _read(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """tokens [b, t] -> hidden states [b, t, d], through the part of the cache that is in view."""
+        inputs = {"input_ids": tokens, "attention_mask": visible, "position_ids": positions}
+        with self._precision():
+            return self.decoder(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
 
     def logprobs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T] of the tokens of ids [B, T] where mask [B, T] is true (0 elsewhere), at the sampling
@@ -428,7 +554,8 @@ class Policy:
         Logits are computed at those positions only, at most HEAD_ELEMENTS of them at a time; where that takes several
         chunks, the backward pass computes each again. Padding on the right needs no mask: attention is causal.
         """
-        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, d]
+        with self._precision():
+            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, d]
         sampled = mask[:, 1:]  # [B, T-1]; token t is predicted by the hidden state at t - 1
         hidden, targets = hidden[:, :-1][sampled], ids[:, 1:][sampled]  # [n, d], [n]
         chunk = max(1, HEAD_ELEMENTS // self.head.weight.shape[0])
@@ -542,12 +669,19 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
     targets = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
     with warnings.catch_warnings():  # about a property that peft reads and transformers renames
         warnings.simplefilter("ignore", FutureWarning)
-        if folder is not None:
-            return PeftModel.from_pretrained(model, folder, is_trainable=True)
         try:
-            return get_peft_model(model, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **options))
+            if folder is not None:
+                adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+            else:
+                adapted = get_peft_model(model, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **options))
         except ValueError as error:
             raise BadInput(f"lora_targets={lora.targets!r}: {first_line(error)}") from error
+    for (
+        module
+    ) in adapted.modules():  # inputs are not cast to the adapter's float32, its weights are cast (`_precision`)
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    return adapted
 
 
 def read_adapter(model: PeftModel, folder: Path) -> None:

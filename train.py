@@ -84,6 +84,8 @@ class Config:
     max_reply_tokens: int = flag(256, "cap on the length of one reply")
     rollouts_at_once: int = flag(256, "rollouts under way at the same time (memory and speed only)")
     kv_tokens: int = flag(0, "tokens that the KV cache may hold; 0: as many as fit into the free memory")
+    merge_adapter: bool = flag(True, "sample from copies of the weights with the adapter merged in (never in 4 bits)")
+    cuda_graphs: bool = flag(False, "on a GPU, sample by replaying captured steps")
     # rewards
     length_penalty: float = flag(0.1, "c, coefficient of the length penalty; 0 switches it off")
     length_lo: float = flag(1e6, "reply tokens from which on a reply counts as long")
@@ -160,8 +162,8 @@ class Config:
 
 # What may change when a run goes on; all else would make it another run.
 MAY_CHANGE = (
-    "steps lr grad_clip rollouts_at_once kv_tokens tokens_per_microbatch gradient_checkpointing "
-    "eval_every eval_packs sample_every checkpoint_every"
+    "steps lr grad_clip rollouts_at_once kv_tokens merge_adapter cuda_graphs tokens_per_microbatch "
+    "gradient_checkpointing eval_every eval_packs sample_every checkpoint_every"
 ).split()
 
 
@@ -182,11 +184,10 @@ def collect(policy: Policy, config: Config, step: int, rank: int, ranks: int) ->
     share = config.packs_per_step // ranks
     number = step * config.packs_per_step + rank * share  # of the first pack in the whole run
     packs = [config.pack(TRAIN_SEEDS * (config.seed + 1) + number + i) for i in range(share)]
-    policy.fresh_cache()  # the weights have changed
     games = [play(pack.fresh(), config.penalties) for pack in packs for _ in range(config.group_size)]
     first = number * config.group_size
-    rollouts = run(games, policy, f"train/{config.seed}", first, config.rollouts_at_once, progress="rollouts")
-    policy.fresh_cache()  # frees the memory for training
+    with policy.sampling():
+        rollouts = run(games, policy, f"train/{config.seed}", first, config.rollouts_at_once, progress="rollouts")
     return [rollouts[i : i + config.group_size] for i in range(0, len(rollouts), config.group_size)]
 
 
@@ -512,13 +513,10 @@ class Journal:
         seeds = range(config.test_packs)
         if label == "validation":
             seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.eval_packs)
-        policy.fresh_cache()
         packs = [config.pack(seed) for seed in seeds]
-        player = player or policy
         settings = (config.penalties, hints, config.seed, config.rollouts_at_once)
-        with phase("evaluation", "--kv-tokens", self.accelerator.device, {}):
-            record = evaluate(player, label, packs, *settings)
-        policy.fresh_cache()
+        with phase("evaluation", "--kv-tokens", self.accelerator.device, {}), policy.sampling():
+            record = evaluate(player or policy, label, packs, *settings)
         self.write(step, {"eval": record})
         self.accelerator.print(f"{label} | success", *(f"{x:.2f}" for x in record["success"]))
 
@@ -569,7 +567,8 @@ def build(config: Config, accelerator: Accelerator):
     if config.gradient_checkpointing == "on" or config.gradient_checkpointing == "auto" and large:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
-    policy = Policy(model, tokenizer, config.temperature, config.max_reply_tokens, config.kv_tokens)
+    sampling = (config.temperature, config.max_reply_tokens, config.kv_tokens, config.merge_adapter, config.cuda_graphs)
+    policy = Policy(model, tokenizer, *sampling)
     check_window(policy, config)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "adamw":

@@ -723,7 +723,7 @@ def test_a_small_cache_makes_conversations_wait_and_changes_no_sample(kv_tokens,
     def watched(cache, stores, new, layer):
         result = store(cache, stores, new, layer)
         sizes.append(stores[layer].shape[0] * stores[layer].shape[2] if stores[layer].shape[0] > 1 else 0)
-        together.append(len(cache.rows))
+        together.append(len(cache.write_rows))
         return result
 
     monkeypatch.setattr(policies.RowCache, "_store", watched)
@@ -1222,6 +1222,129 @@ def test_pad_batch_by_hand():
     assert mask.tolist() == [[False, False, True], [False] * 3] and mask.dtype == torch.bool
     assert logps.tolist() == [[0, 0, -0.5], [0, 0, 0]] and logps.dtype == torch.float32
     assert first.n_sampled == 1 and second.n_sampled == 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Merged adapters, half precision, decoding in blocks
+
+
+def state(model):
+    return {name: parameter.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_sampling_with_the_adapter_merged_changes_no_sample_and_no_weight(interrupted, tokenizer):
+    """Merged, the layers compute with other weights, and give the same; afterwards all is as it was, bit by bit."""
+    model = small_model("qwen3 with an adapter", tokenizer)
+    expected = sampled(Policy(model, tokenizer, max_reply_tokens=8, merge=False), "a")
+    policy = Policy(model, tokenizer, max_reply_tokens=8)
+    before, merged = state(model), {}
+    try:
+        with policy.sampling():
+            merged = state(model)
+            got = sampled(policy, "a")
+            assert policy.cache.keys
+            if interrupted:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert not policy.cache.keys
+    for episodes, others in zip(got, expected, strict=True):
+        for (ids, logps), (other_ids, other_logps) in zip(episodes, others, strict=True):
+            assert ids == other_ids and logps == pytest.approx(other_logps, abs=1e-4)
+    changed = {name for name in before if not torch.equal(before[name], merged[name])}
+    adapted = {name.split(".lora_A")[0] + ".base_layer.weight" for name in before if ".lora_A" in name}
+    assert changed == adapted and len(adapted) > 10
+    after = state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    ids, mask = torch.randint(4, 200, (2, 20)), torch.ones(2, 20, dtype=torch.bool)
+    logp, _ = policy.logprobs(ids, mask)
+    assert logp.requires_grad  # the adapter is in use again
+    with torch.no_grad(), model.disable_adapter():
+        assert (policy.logprobs(ids, mask)[0] - logp).abs().max() > 0.01
+
+
+def test_what_cannot_be_merged_is_not(model_folder, tokenizer):
+    """Weights in 4 bits, and a head whose weights are the embedding's too."""
+    in_4_bits = add_adapter(load_model(str(model_folder), load_in_4bit=True)[0], Lora(rank=4, alpha=8))
+    tied = add_adapter(load_model(str(model_folder))[0], Lora(rank=4, alpha=8, targets="q_proj,lm_head"))
+    assert tied.get_input_embeddings().weight is tied.base_model.model.lm_head.weight
+    for model in (in_4_bits, tied):
+        policy = Policy(model, tokenizer)
+        before = state(model)
+        with policy.sampling():
+            assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_half_precision_trains_a_single_precision_adapter(model_folder, tokenizer):
+    """Its gradient points where that of the same model in single precision does."""
+    gradients = []
+    for dtype in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model = add_adapter(load_model(str(model_folder), dtype)[0], Lora(rank=4, alpha=8))
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                assert parameter.dtype == torch.float32
+                torch.nn.init.normal_(parameter, std=0.1)
+        policy = Policy(model, tokenizer)
+        generator = torch.Generator().manual_seed(0)
+        ids, mask = torch.randint(4, 200, (2, 40), generator=generator), torch.ones(2, 40, dtype=torch.bool)
+        policy.logprobs(ids, mask)[0].sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[1].items():
+        assert gradient.dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), gradients[0][name].flatten(), dim=0) > 0.99, name
+
+
+class Replayed:
+    """What a captured step does, without a GPU: the step runs again on buffers that keep their place."""
+
+    made: list["Replayed"] = []
+
+    def __init__(self, step, inputs, pool):
+        self.step, self.inputs = step, [value.clone() for value in inputs]
+        step(*self.inputs)
+        self.made.append(self)
+
+    def __call__(self, *inputs):
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(value)
+        return self.step(*self.inputs)
+
+
+@pytest.mark.parametrize("kv_tokens", [1500, 1 << 30])
+@pytest.mark.parametrize("block, graphs", [(2, False), (5, False), (1, True), (4, True)])
+def test_blocks_of_tokens_and_captured_steps_change_no_sample(block, graphs, kv_tokens, tokenizer, monkeypatch):
+    """Replies end anywhere in a block, at the cap and at the model's longest conversation too."""
+    model = small_model("qwen3", tokenizer, stop_bias=4.0)
+    expected = Policy(model, tokenizer, max_reply_tokens=12)
+    policy = Policy(model, tokenizer, max_reply_tokens=12, kv_tokens=kv_tokens)
+    expected.max_length = policy.max_length = 300
+    monkeypatch.setattr(policies, "CapturedStep", Replayed)
+    monkeypatch.setattr(Replayed, "made", [])
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    policy.block, policy.cuda_graphs = block, graphs
+    for episodes, others in zip(sampled(policy, "a", n=20), sampled(expected, "a", n=20), strict=True):
+        for (ids, logps), (other_ids, other_logps) in zip(episodes, others, strict=True):
+            assert ids == other_ids and logps == pytest.approx(other_logps, abs=1e-4)
+    assert bool(Replayed.made) == graphs
+    if kv_tokens == 1500:
+        assert policy.cache.n_rows * policy.cache.capacity <= kv_tokens
+
+
+def test_a_step_that_cannot_be_captured_is_done_plainly(tokenizer, monkeypatch):
+    class Refusing:
+        def __init__(self, *arguments):
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    model = small_model("qwen3", tokenizer)
+    expected = sampled(Policy(model, tokenizer, max_reply_tokens=8), "a")
+    policy = Policy(model, tokenizer, max_reply_tokens=8)
+    monkeypatch.setattr(policies, "CapturedStep", Refusing)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    policy.cuda_graphs = True
+    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
+        assert sampled(policy, "a") == expected
 
 
 # ---------------------------------------------------------------------------------------------------------
