@@ -51,22 +51,28 @@ class ChatFormat:
         self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.merges_system = False
         try:
-            self._after_reply(1, self.TEXT)
+            self._around_reply(1, self.TEXT)
         except BadInput:  # some templates know no system role: then the rules open the first user message
             self.merges_system = True
         self.encode = functools.lru_cache(maxsize=20_000)(self._encode)  # observations recur, first prompts do not
+        opening, following = self._around_reply(1, self.TEXT)
         # what stands between a reply and the text of the next user message, and after that text
-        self.before, self.after = self._after_reply(1, self.TEXT).split(self.TEXT)
+        self.before, self.after = following.split(self.TEXT)
         for turns, text in ((1, "Another one,\n\n4: 7"), (3, self.TEXT)):
-            if self._after_reply(turns, text) != self.before + text + self.after:
+            if self._around_reply(turns, text)[1] != self.before + text + self.after:
                 raise self._unusable("renders the same kind of turn in different ways")
+        # these the model would have to write itself: the template has no prompt for a reply, or replies have several
+        # parts (channels), after the first of which they would be stopped
+        if opening.startswith(self.after) and any(token in opening.removeprefix(self.after) for token in self.special):
+            raise self._unusable(f"asks for a reply with {self.after!r} only, but shows replies after {opening!r}")
         self.turn_end = self._encode(self.before + " ")[0]  # (an empty `before` has no first token)
         if tokenizer.convert_ids_to_tokens(self.turn_end) not in self.special:
             raise self._unusable(f"ends a reply with {self.before[:20]!r}, which is no special token to stop at")
         self.stop_ids = {self.turn_end, tokenizer.eos_token_id} - {None}
 
-    def _after_reply(self, turns: int, text: str) -> str:
-        """What the template puts after the last of `turns` replies when a user message with this text follows."""
+    def _around_reply(self, turns: int, text: str) -> tuple[str, str]:
+        """What the template puts around the last of `turns` replies when a user message with this text follows: first
+        what is between the reply and the user message that it answers, then all that comes after it."""
         messages = [{"role": "system", "content": "The rules 53."}]
         for n in range(turns):
             messages.append({"role": "user", "content": f"Observation {n}."})
@@ -76,7 +82,8 @@ class ChatFormat:
         places = [rendered.find(message["content"]) for message in messages]
         if places != sorted(places) or any(rendered.count(message["content"]) != 1 for message in messages):
             raise self._unusable("does not show every message once and in order")
-        return rendered.split(messages[-2]["content"])[1]
+        upto_reply, following = rendered.split(messages[-2]["content"])
+        return upto_reply.split(messages[-3]["content"])[1], following
 
     def _unusable(self, why: str) -> BadInput:
         return BadInput(f"model={self.tokenizer.name_or_path!r}: its chat template {why}")
@@ -112,7 +119,7 @@ class ChatFormat:
             messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
         try:  # models with a thinking mode read enable_thinking; other templates ignore it
             return self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # it raises, is faulty, or is several with no default
             raise self._unusable(f"refuses the conversation: {first_line(error)}") from error
 
     def _encode(self, text: str) -> tuple[int, ...]:

@@ -1091,6 +1091,14 @@ UNUSABLE = {
     "ends a reply with plain text": (LOOP.replace("BODY", "{{ m.role }}: {{ m.content }}\n"), "special token"),
     "ends a reply with nothing": (LOOP.replace("BODY", "{{ m.content }}"), "special token"),
     "counts the turns": (LOOP.replace("BODY", "{{ loop.index }}" + SHOW), "different ways"),
+    "asks for no reply": (CHATML.partition("{% if add_generation_prompt %}")[0], "asks for a reply"),
+    "leaves the channel to the model": (
+        CHATML.replace("m.role", "(m.role if m.role != 'assistant' else 'assistant<|endoftext|>')").replace(
+            "nt\n", "nt"
+        ),
+        "asks for a reply",
+    ),
+    "is faulty": ("{{ 'a' + none }}", "refuses the conversation"),
     "changes the text": (LOOP.replace("BODY", SHOW.replace("m.content", "m.content.replace('\n', ' ')")), ""),
 }
 
@@ -1114,7 +1122,14 @@ def test_template_that_drops_the_rules_gets_them_in_the_first_turn():
 
 def test_usable_variant_of_the_unusable_templates():
     """What the refused templates above have in common is fine in itself."""
-    ChatFormat(byte_tokenizer(LOOP.replace("BODY", SHOW), CHATML_SPECIAL, "<|im_end|>"))
+    for show in (SHOW, SHOW.replace("\n", "\n ")):  # in the second a reply begins with a space, which the model writes
+        ChatFormat(byte_tokenizer(LOOP.replace("BODY", show), CHATML_SPECIAL, "<|im_end|>"))
+
+
+def test_several_templates_with_no_default_are_refused():
+    tokenizer = byte_tokenizer({"rag": CHATML, "tool_use": CHATML}, CHATML_SPECIAL, "<|im_end|>")
+    with pytest.raises(BadInput, match="chat template"):
+        ChatFormat(tokenizer)
 
 
 # ---------------------------------------------------------------------------------------------------------
