@@ -1,6 +1,10 @@
-"""Shared by all tests: one thread, no network, and the tokenizer and model folder that several files need."""
+"""Shared by all tests: one thread, no network, and the tokenizers, model folder and wheels that several files need."""
 
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 # read when torch and transformers are imported; the scripts that tests start inherit them
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -30,3 +34,43 @@ def model_folder(tokenizer, tmp_path_factory):
     imitate.build_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def install_aside():
+    """A function that installs wheels into a folder of their own, which is kept for the next time, and returns it.
+    Where that cannot be done, the test is skipped."""
+
+    def install(*wheels):
+        folder = Path(tempfile.gettempdir()) / "-".join(wheels).replace("==", "-")
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                target = Path(scratch) / "wheels"
+                pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1", "--target", target]
+                result = subprocess.run([*pip, *wheels], capture_output=True, text=True)
+                if result.returncode:
+                    reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+                    pytest.skip(f"{' and '.join(wheels)} cannot be installed: {reason}")
+                os.replace(target, folder)
+        return folder
+
+    return install
+
+
+def byte_tokenizer(template, special, eos, pad=None, plain=(), bos=None, rstrip=False):
+    """One token for each byte, for each special token, and for each of the `plain` added ones.
+
+    `rstrip`: special tokens take the white space behind them in."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False, rstrip=rstrip) for token in special])
+    core.add_tokens([AddedToken(token, normalized=False) for token in plain])
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, pad_token=pad, bos_token=bos)
+    fast.chat_template = template
+    return fast

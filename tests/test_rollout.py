@@ -6,10 +6,9 @@ import re
 
 import pytest
 import torch
+from conftest import byte_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -22,7 +21,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen3ForCausalLM,
 )
 
@@ -838,19 +836,6 @@ def test_logits_exist_in_chunks_only(batch, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------
 # Chat templates
-
-
-def byte_tokenizer(template, special, eos, pad=None, plain=(), bos=None):
-    """One token for each byte, for each special token, and for each of the `plain` added ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    core.add_tokens([AddedToken(token, normalized=False) for token in plain])
-    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, pad_token=pad, bos_token=bos)
-    fast.chat_template = template
-    return fast
 
 
 PLAIN = imitate.TEMPLATE
