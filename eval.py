@@ -29,8 +29,9 @@ from accelerate.utils import gather_object
 from transformers import HfArgumentParser
 
 from envs import BadInput, Pack, first_line, make_pack
+from models import add_adapter, load_model
 from players import PLAYERS
-from policy import Policy, add_adapter, load_model
+from policy import Policy
 from rollout import Penalties, Rollout, play, run
 
 matplotlib.use("Agg")

@@ -27,10 +27,12 @@ from tokenizers.models import BPE
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from chat import ChatFormat
 from envs import MOVES, BadInput, make_pack
 from eval import command_line, flag, parse_flags, summarise
+from models import Lora, add_adapter, load_model
 from players import ACTIONS, Planner, Player
-from policy import ChatFormat, Lora, Policy, add_adapter, batches_by_length, load_model, pad_batch
+from policy import Policy, batches_by_length, pad_batch
 from rollout import Episode, Reply, Rollout, play, run
 
 PLANNERS = {  # settings of the players that can be imitated

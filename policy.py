@@ -1,134 +1,22 @@
-"""The language-model policy: conversations as tokens, sampling, log-probabilities for training, loading.
-
-Token in, token out: an `Episode` holds the exact ids of its conversation. The first prompt is rendered once with the
-chat template, sampled ids are appended as they are (stop token included), and each later observation is appended as
-the template's suffix for one more user turn. History is never rendered or tokenised again, so what is trained is
-what was sampled, and one episode is one training sequence however many turns it has.
-"""
+"""The language-model policy: sampling with a KV cache, and log-probabilities for training."""
 
 import contextlib
 import functools
-import logging
 import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Cache, PreTrainedTokenizerBase
+from transformers import Cache
 
+from chat import ChatFormat
 from envs import BadInput, first_line
+from models import LoraLayer, PeftModel
 from rollout import Episode, Reply
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and on a CPU it then complains
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict  # noqa: E402
-from peft.tuners.lora import LoraLayer  # noqa: E402
-
-HERE = Path(__file__).parent
-
-# ---------------------------------------------------------------------------------------------------------
-# Conversations as tokens
-
-
-class ChatFormat:
-    """Turns messages into token ids with the tokenizer's chat template, piece by piece.
-
-    All message text is data: special tokens spelled out in it are broken up before it is tokenised, so only the
-    template itself can produce them. Raises BadInput if the template cannot be used this way.
-    """
-
-    TEXT = "The next observation 82."  # a stand-in, found again in rendered text
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        if tokenizer.chat_template is None:
-            raise self._unusable("is missing; an instruction-tuned model is needed")
-        self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.merges_system = False
-        try:
-            self._around_reply(1, self.TEXT)
-        except BadInput:  # some templates know no system role: then the rules open the first user message
-            self.merges_system = True
-        self.encode = functools.lru_cache(maxsize=20_000)(self._encode)  # observations recur, first prompts do not
-        opening, following = self._around_reply(1, self.TEXT)
-        # what stands between a reply and the text of the next user message, and after that text
-        self.before, self.after = following.split(self.TEXT)
-        for turns, text in ((1, "Another one,\n\n4: 7"), (3, self.TEXT)):
-            if self._around_reply(turns, text)[1] != self.before + text + self.after:
-                raise self._unusable("renders the same kind of turn in different ways")
-        # these the model would have to write itself: the template has no prompt for a reply, or replies have several
-        # parts (channels), after the first of which they would be stopped
-        if opening.startswith(self.after) and any(token in opening.removeprefix(self.after) for token in self.special):
-            raise self._unusable(f"asks for a reply with {self.after!r} only, but shows replies after {opening!r}")
-        self.turn_end = self._encode(self.before + " ")[0]  # (an empty `before` has no first token)
-        if tokenizer.convert_ids_to_tokens(self.turn_end) not in self.special:
-            raise self._unusable(f"ends a reply with {self.before[:20]!r}, which is no special token to stop at")
-        self.stop_ids = {self.turn_end, tokenizer.eos_token_id} - {None}
-
-    def _around_reply(self, turns: int, text: str) -> tuple[str, str]:
-        """What the template puts around the last of `turns` replies when a user message with this text follows: first
-        what is between the reply and the user message that it answers, then all that comes after it."""
-        messages = [{"role": "system", "content": "The rules 53."}]
-        for n in range(turns):
-            messages.append({"role": "user", "content": f"Observation {n}."})
-            messages.append({"role": "assistant", "content": f"Reply {n}."})
-        messages.append({"role": "user", "content": text})
-        rendered = self._render(messages, add_generation_prompt=True)
-        places = [rendered.find(message["content"]) for message in messages]
-        if places != sorted(places) or any(rendered.count(message["content"]) != 1 for message in messages):
-            raise self._unusable("does not show every message once and in order")
-        upto_reply, following = rendered.split(messages[-2]["content"])
-        return upto_reply.split(messages[-3]["content"])[1], following
-
-    def _unusable(self, why: str) -> BadInput:
-        return BadInput(f"model={self.tokenizer.name_or_path!r}: its chat template {why}")
-
-    def open_turn(self, episode: Episode) -> None:
-        """Append everything up to where the assistant's next reply begins.
-
-        At first that is the whole rendered conversation; later the end of the assistant's turn (unless the reply ended
-        it itself), a user turn with the last message, and the opening of the assistant's turn.
-        """
-        if not episode.ids:
-            messages = [{**message, "content": self.clean(message["content"])} for message in episode.messages]
-            episode.add(self._encode(self._render(messages, add_generation_prompt=True)))
-        else:
-            ids = self.encode(self.before + self.clean(episode.messages[-1]["content"]) + self.after)
-            episode.add(ids[1:] if episode.ids[-1] == ids[0] else ids)
-
-    def text(self, ids: list[int]) -> str:
-        """A sampled reply as text, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def clean(self, text: str) -> str:
-        """Text without anything that would be tokenised as a special token: a space goes after its first character, and
-        special tokens of one or two characters are taken out."""
-        while found := [token for token in self.special if token in text]:
-            for token in found:
-                text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 2 else "")
-        return text
-
-    def _render(self, messages: list[dict], **options) -> str:
-        if self.merges_system and messages[0]["role"] == "system":
-            system, user, *rest = messages
-            messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-        try:  # models with a thinking mode read enable_thinking; other templates ignore it
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, **options)
-        except (TemplateError, TypeError, ValueError) as error:  # it raises, is faulty, or is several with no default
-            raise self._unusable(f"refuses the conversation: {first_line(error)}") from error
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The language-model policy
-
 
 OUTGROWN = Reply("", truncated=True, outgrown=True)
 PREFILL_TOKENS = 1 << 14  # at most this many prompt tokens go through the model in one forward pass
@@ -615,82 +503,3 @@ def pad_batch(episodes: list[Episode], device) -> tuple[Tensor, Tensor, Tensor]:
         pad([episode.mask for episode in episodes], torch.bool),
         pad([episode.logps for episode in episodes], torch.float32),
     )
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Loading
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A fresh LoRA adapter. `targets`: all linear layers but the output head, or their names, separated by commas."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str = "all-linear"
-
-
-def load_model(
-    model: str,
-    dtype: str = "auto",
-    device: str | torch.device = "cpu",
-    gguf_file: str = "",
-    load_in_4bit: bool = False,
-):
-    """(model, tokenizer) from a folder or a hub name. Raises BadInput in one line if that is not possible.
-
-    `gguf_file` names a GGUF file in it, whose weights are unpacked (to bfloat16, if dtype is auto). `load_in_4bit`
-    stores the linear layers as NF4 with doubly quantised scales and computes in bfloat16.
-    """
-    if not Path(model).exists() and (HERE / model).exists():  # the embedded policy, from any working directory
-        model = str(HERE / model)
-    options = {"dtype": "bfloat16" if dtype == "auto" and (gguf_file or load_in_4bit) else dtype}
-    source = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        if load_in_4bit:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
-            )
-        tokenizer = AutoTokenizer.from_pretrained(model, **source)
-        loaded = AutoModelForCausalLM.from_pretrained(model, device_map={"": device}, **options, **source)
-    except Exception as error:  # readers of weights and tokenizers raise errors of many kinds
-        raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
-    if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
-        loaded.hf_quantizer, loaded.is_quantized = None, False
-        del loaded.config.quantization_config
-    for module in loaded.modules():
-        # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,
-        # and from then on no gradient would pass through them
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return loaded, tokenizer
-
-
-def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftModel:
-    """The model with a trainable adapter: a fresh one from the global random state, or the one saved in `folder`."""
-    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    targets = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
-    with warnings.catch_warnings():  # about a property that peft reads and transformers renames
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            if folder is not None:
-                adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-            else:
-                adapted = get_peft_model(model, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **options))
-        except ValueError as error:
-            raise BadInput(f"lora_targets={lora.targets!r}: {first_line(error)}") from error
-    for (
-        module
-    ) in adapted.modules():  # inputs are not cast to the adapter's float32, its weights are cast (`_precision`)
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
-    return adapted
-
-
-def read_adapter(model: PeftModel, folder: Path) -> None:
-    """Give the model's adapter the weights saved in `folder`."""
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

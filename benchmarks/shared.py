@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from envs import Pack, make_pack  # noqa: E402
 from eval import flag  # noqa: E402
-from policy import Lora, Policy, add_adapter, load_model  # noqa: E402
+from models import Lora, add_adapter, load_model  # noqa: E402
+from policy import Policy  # noqa: E402
 
 
 @dataclass(frozen=True)

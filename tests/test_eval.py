@@ -15,8 +15,9 @@ import torch
 import eval as script
 from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
+from models import Lora, add_adapter, load_model
 from players import BayesPlayer, RandomPlayer
-from policy import Lora, Policy, add_adapter, load_model
+from policy import Policy
 from rollout import Episode, Penalties, Reply, Rollout, play, run
 
 ROOT = Path(__file__).parents[1]

