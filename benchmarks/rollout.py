@@ -4,17 +4,21 @@
     python benchmarks/rollout.py --model FOLDER_OR_HUB_NAME --level train
 
 The naive loop renders and tokenises every conversation again in every turn, pads on the left, and waits for the slowest
-reply of all (`model.generate`, sampling with the same temperature). Both play FrozenLake with a LoRA adapter. So that
-both have the same work, and any model will do, a scripted player's replies stand in for what has been sampled, and each
+reply of all (`model.generate`, sampling with the same temperature). All play FrozenLake with a LoRA adapter. So that
+all have the same work, and any model will do, a scripted player's replies stand in for what has been sampled, and each
 is as long as the player's text: the work is that of sampling, the games are those of the player.
 """
 
+import contextlib
 import time
+from dataclasses import dataclass
 
 import torch
 from shared import Settings, wait_for
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from eval import command_line, parse_flags
+from envs import BadInput
+from eval import command_line, flag, parse_flags
 from players import Planner
 from policy import Policy
 from rollout import Episode, Reply, play, run
@@ -80,6 +84,34 @@ class Ours(Scripted):
         return answers
 
 
+class Continuous(Scripted):
+    """transformers' continuous batching: a paged cache, in which prompts that begin alike share their pages."""
+
+    def __init__(self, policy: Policy):
+        super().__init__(policy.chat)
+        self.sampled, self.waiting = 0, {}
+        sampling = GenerationConfig(do_sample=True, temperature=policy.temperature, top_k=0, top_p=1.0, eos_token_id=-1)
+        model = policy.model.get_base_model()  # its layers have the adapter in them, merged or not
+        self.manager = model.init_continuous_batching(sampling, ContinuousBatchingConfig(return_logprobs=True))
+        self.manager.start()
+
+    def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
+        for episode, text in zip(episodes, self.texts(episodes), strict=True):
+            self.chat.open_turn(episode)
+            length = len(self.chat.encode(text)) + 1
+            self.waiting[self.manager.add_request(episode.ids, max_new_tokens=length)] = (episode, text)
+        answers = []
+        while not answers or not self.manager.output_router.output_queue.empty():
+            result = self.manager.get_result(timeout=60)
+            if result is None or result.error:
+                raise BadInput(f"continuous batching: {result.error if result else 'no answer within a minute'}")
+            episode, text = self.waiting.pop(result.request_id)
+            episode.add(result.generated_tokens, result.logprobs)
+            self.sampled += len(result.generated_tokens)
+            answers.append((episode, Reply(text, len(result.generated_tokens))))
+        return answers
+
+
 class FixedLengths(Policy):
     """Replies are as long as `lengths` says."""
 
@@ -89,29 +121,37 @@ class FixedLengths(Policy):
         return self.lengths[episode]
 
 
+@dataclass(frozen=True)
+class RolloutSettings(Settings):
+    continuous: bool = flag(False, "also measure transformers' continuous batching")
+    cuda_graphs: bool = flag(False, "on a GPU, ours replays captured steps")
+
+
 def main() -> None:
-    settings = parse_flags(Settings)
-    policy = settings.policy(FixedLengths)
+    settings = parse_flags(RolloutSettings)
+    policy = settings.policy(FixedLengths, cuda_graphs=settings.cuda_graphs)
     policy.chat.stop_ids = set()
-    seconds: dict[str, list[float]] = {"naive": [], "ours": []}
-    tokens = {}
+    ways = {"naive": Naive, "ours, not merged": Ours, "ours": Ours}
+    if settings.continuous:
+        ways["continuous batching"] = Continuous
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    mergeable = policy.adapted
     for _ in range(settings.repeats):
-        for name, kind in (("naive", Naive), ("ours", Ours)):
-            policy.fresh_cache()
-            player = kind(policy)
-            started = time.perf_counter()
-            rollouts = run(map(play, settings.packs()), player, "benchmark")
-            wait_for(policy)
-            seconds[name].append(time.perf_counter() - started)
-            tokens[name] = player.sampled
+        for name, kind in ways.items():
+            policy.adapted = [] if name == "ours, not merged" else mergeable
+            with policy.sampling() if name != "naive" else contextlib.nullcontext():
+                player = kind(policy)
+                started = time.perf_counter()
+                rollouts = run(map(play, settings.packs()), player, "benchmark")
+                wait_for(policy)
+                seconds[name].append(time.perf_counter() - started)
+                if kind is Continuous:
+                    player.manager.stop()
             turns = sum(len(e.replies) for rollout in rollouts for e in rollout.episodes)
-            print(f"{name}: {tokens[name]} tokens in {turns} replies, {seconds[name][-1]:.1f} s")
-    assert tokens["naive"] == tokens["ours"]
-    best = {name: min(times) for name, times in seconds.items()}
-    print(
-        f"{policy.device}, {settings.rollouts} rollouts: naive {tokens['naive'] / best['naive']:.0f} tokens/s, "
-        f"ours {tokens['ours'] / best['ours']:.0f} tokens/s, ratio {best['naive'] / best['ours']:.2f}"
-    )
+            print(f"{name}: {player.sampled} tokens in {turns} replies, {seconds[name][-1]:.1f} s")
+    print(f"{policy.device}, {settings.rollouts} rollouts, against the naive loop:")
+    for name, times in seconds.items():
+        print(f"  {min(seconds['naive']) / min(times):.2f} {name} ({player.sampled / min(times):.0f} tokens/s)")
 
 
 if __name__ == "__main__":

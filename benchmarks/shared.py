@@ -27,10 +27,10 @@ class Settings:
     def packs(self) -> list[Pack]:
         return [make_pack("frozenlake", n // 8, self.pack_size, self.level) for n in range(self.rollouts)]
 
-    def policy(self, kind: type[Policy] = Policy) -> Policy:
+    def policy(self, kind: type[Policy] = Policy, **options) -> Policy:
         torch.manual_seed(0)
         model, tokenizer = load_model(self.model, self.dtype, "cuda" if torch.cuda.is_available() else "cpu")
-        return kind(add_adapter(model, Lora()), tokenizer)
+        return kind(add_adapter(model, Lora()), tokenizer, **options)
 
 
 def wait_for(policy: Policy) -> None:
