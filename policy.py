@@ -155,10 +155,12 @@ class Policy:
         on_gpu = self.device.type == "cuda"
         self.block = 4 if on_gpu else 1  # tokens that are sampled before the host looks at them
         self.cuda_graphs = cuda_graphs and on_gpu
-        # attention is full here, so a conversation may not outgrow a sliding window
         text_config = model.config.get_text_config()
-        limits = [getattr(text_config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-        self.max_length = min([limit for limit in limits if limit] or [1 << 30])
+        self.max_length = getattr(text_config, "max_position_embeddings", None) or 1 << 30
+        self.layer_types = set(getattr(text_config, "layer_types", None) or [])
+        slides = not self.layer_types or "sliding_attention" in self.layer_types
+        self.window = getattr(text_config, "sliding_window", None) if slides else None  # tokens that a layer looks back
+        self.softcap = getattr(text_config, "final_logit_softcapping", None)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
         eos = base.generation_config.eos_token_id  # some models have further stop tokens there
@@ -223,7 +225,7 @@ class Policy:
             self._forward(ids[:, :8], [0, 1], [8, 5])
             self.cached = [8, 5]
             hidden = self._forward(torch.stack([ids[0, 8:], ids[1, 5:9]]), [0, 1], [4, 4])  # [2, 4, d]
-            error = self.head(hidden).float() - torch.stack([want[0, 8:], want[1, 5:9]])  # [2, 4, V]
+            error = self._logits(hidden) - torch.stack([want[0, 8:], want[1, 5:9]])  # [2, 4, V]
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as failure:
             raise BadInput(
                 f"{type(self.model).__name__}: cannot be sampled from here ({first_line(failure)})"
@@ -293,9 +295,8 @@ class Policy:
     def _step(self, tokens: Tensor, positions: Tensor, uniform: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Read a token of every row of the cache and sample the next: tokens, positions, uniform [rows, 1] -> the next
         tokens and their log-probabilities [rows, 1]. With the new token no row with a draft is longer than `length`."""
-        visible = torch.arange(length, device=self.device) <= positions[:, None, :, None]  # [rows, 1, 1, length]
         self.cache.view(None, positions.clamp(max=self.cache.capacity - 1), length)
-        return self._sample(self._read(tokens, positions, visible)[:, 0], uniform)
+        return self._sample(self._read(tokens, positions)[:, 0], uniform)
 
     def _sample(self, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [b, d], uniform [b, 1] in [0, 1) -> the next tokens and their log-probabilities [b, 1].
@@ -303,7 +304,7 @@ class Policy:
         The cumulative distribution is summed in double precision: in single precision the tail of a large vocabulary
         would vanish from it.
         """
-        all_logp = (self.head(hidden).float() / self.temperature).log_softmax(dim=-1)  # [b, V]
+        all_logp = self._all_logprobs(hidden)  # [b, V]
         cumulative = all_logp.double().exp().cumsum(dim=-1)  # [b, V]
         drawn = uniform * cumulative[:, -1:]  # [b, 1]
         token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=all_logp.shape[1] - 1)  # [b, 1]
@@ -431,13 +432,17 @@ class Policy:
         length = max(self.cached[row] + count for row, count in zip(rows, counts, strict=True)) + 1
         positions = at[:, None] + torch.arange(tokens.shape[1], device=self.device)  # [b, t]
         positions = positions.clamp(max=length - 1)
-        visible = torch.arange(length, device=self.device) <= positions[:, None, :, None]  # [b, 1, t, length]
         self.cache.reserve(len(self.conversations), length, self.kv_tokens)
         self.cache.view(torch.tensor(rows, device=self.device), positions, length)
-        return self._read(tokens, positions, visible)
+        return self._read(tokens, positions)
 
-    def _read(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """tokens [b, t] -> hidden states [b, t, d], through the part of the cache that is in view."""
+    def _read(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens [b, t] at positions [b, t] -> hidden states [b, t, d], through the part of the cache in view."""
+        keys = torch.arange(self.cache.length, device=self.device)  # [length]
+        visible = keys <= positions[:, None, :, None]  # [b, 1, t, length]
+        if self.window is not None:
+            near = visible & (keys > positions[:, None, :, None] - self.window)  # [b, 1, t, length]
+            visible = {"full_attention": visible, "sliding_attention": near} if self.layer_types else near
         inputs = {"input_ids": tokens, "attention_mask": visible, "position_ids": positions}
         with self._precision():
             return self.decoder(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
@@ -464,9 +469,18 @@ class Policy:
         entropy[:, 1:][sampled] = torch.cat([part[1] for part in parts])  # [n]
         return logp, entropy
 
+    def _all_logprobs(self, hidden: Tensor) -> Tensor:
+        """hidden [n, d] -> log-probabilities of all tokens [n, V] at the sampling temperature, in single precision."""
+        return (self._logits(hidden) / self.temperature).log_softmax(dim=-1)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., d] -> [..., V], as the model's own forward pass gives them (`_check` has seen to that)."""
+        logits = self.head(hidden).float()
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
     def _head_logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [n, d], targets [n] -> log-probabilities of the targets [n], entropies [n] (no gradient)."""
-        all_logp = (self.head(hidden).float() / self.temperature).log_softmax(dim=-1)  # [n, V]
+        all_logp = self._all_logprobs(hidden)  # [n, V]
         logp = all_logp.gather(1, targets[:, None])[:, 0]  # [n]
         with torch.no_grad():
             entropy = -(all_logp.exp() * all_logp).sum(dim=-1)  # [n]
