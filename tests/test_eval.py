@@ -329,7 +329,12 @@ with torch.no_grad():
 """
 
 
-def test_adapter_and_merged_model_load_without_this_project(run_folder, model_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_4_bits", [False, True])
+def test_adapter_and_merged_model_load_without_this_project(in_4_bits, run_folder, model_folder, tmp_path, monkeypatch):
+    """What was trained beside weights in 4 bits is merged into the weights as they were before."""
+    run_folder = shutil.copytree(run_folder, tmp_path / "run")
+    settings = json.loads((run_folder / "config.json").read_text()) | {"load_in_4bit": in_4_bits}
+    (run_folder / "config.json").write_text(json.dumps(settings))
     call(monkeypatch, "--policy", run_folder, "--merge-to", tmp_path / "merged")
     command = [sys.executable, "-c", OUTSIDE, model_folder, run_folder / "adapter", tmp_path / "merged"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
