@@ -1,0 +1,107 @@
+"""benchmarks/memory.py: the computed peaks against those that a real run has on a CPU, as the profiler saw them."""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoTokenizer
+
+REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO / "benchmarks"))
+
+import memory  # noqa: E402
+
+import train  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def small_shape(monkeypatch):
+    """Long enough episodes and few enough words that the layers, the cache and the attention make the peaks."""
+    shared = {**memory.SHARED, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024}
+    monkeypatch.setattr(memory, "SHARED", shared)
+    monkeypatch.setitem(memory.SHAPES, "small", (256, 4, 768, 4, True))
+
+
+def settings(**changes) -> memory.Settings:
+    few = {"episode_tokens": 512, "tokens_per_microbatch": 1024, "rollouts_at_once": 12}
+    return memory.Settings(model="small", **(few | changes))
+
+
+def profiled(config: memory.Settings) -> list[float]:
+    """Bytes that training and rollouts take beyond what there is before, on real tensors."""
+    accelerator = Accelerator(cpu=True)
+    loaded = memory.random_model(config, accelerator.device), AutoTokenizer.from_pretrained(REPO / "embedded-policy")
+    with mock.patch.object(train, "load_model", return_value=loaded):
+        policy, optimizer = train.build(config, accelerator)
+    peaks = []
+    for phase in (memory.train_phase, memory.rollout_phase):
+        gc.collect()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            phase(policy, optimizer, config, accelerator)
+        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        now = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            peak = max(peak, now)
+        peaks.append(peak)
+    return peaks
+
+
+def computed(config: memory.Settings) -> list[float]:
+    """The same as the benchmark computes it, with the CPU's attention and optimiser instead of the GPU's."""
+    starts = []
+
+    def spy(phase):
+        def run(policy, optimizer, *rest):
+            optimizer.param_groups[0]["foreach"] = False
+            starts.append(counters[-1].now)
+            phase(policy, optimizer, *rest)
+
+        return run
+
+    counters = []
+    init = memory.Simulation.__init__
+    with (
+        mock.patch.object(memory, "cuda_attention", torch.nn.functional.scaled_dot_product_attention),
+        mock.patch.object(memory, "scratch", lambda *_: 0),  # (a Mock would keep every tensor it is called with)
+        mock.patch.object(memory.Simulation, "__init__", lambda self: (init(self), counters.append(self))[0]),
+        mock.patch.object(memory, "train_phase", spy(memory.train_phase)),
+        mock.patch.object(memory, "rollout_phase", spy(memory.rollout_phase)),
+    ):
+        peaks = memory.peaks(config)
+    return [peak * 2**30 - start for peak, start in zip(peaks, starts, strict=True)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is nothing to compute with a GPU")
+@pytest.mark.parametrize("load_in_4bit", [False, True], ids=["bfloat16", "NF4"])
+@pytest.mark.parametrize("gradient_checkpointing", ["on", "off"])
+def test_computed_peaks_are_those_of_a_real_run(load_in_4bit, gradient_checkpointing):
+    config = settings(load_in_4bit=load_in_4bit, gradient_checkpointing=gradient_checkpointing)
+    assert computed(config) == pytest.approx(profiled(config), rel=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is nothing to compute with a GPU")
+def test_what_takes_memory():
+    config = settings()
+    training, rollout = memory.peaks(config)
+    # weights in 4 bits are smaller, and never merged
+    assert memory.peaks(settings(load_in_4bit=True))[1] < rollout
+    # a larger micro-batch, and a larger cache
+    larger = memory.peaks(settings(tokens_per_microbatch=4096, rollouts_at_once=24))
+    assert larger[0] > 1.5 * training and larger[1] > rollout
+    # conversations beyond `kv_tokens` wait
+    assert memory.peaks(settings(rollouts_at_once=24, kv_tokens=4 * 512))[1] < rollout
+
+
+def test_a_shape_that_is_not_known_ends_in_one_line():
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "benchmarks/memory.py", "--model", "elsewhere/Other-7B"]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: model='elsewhere/Other-7B': only")
