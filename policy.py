@@ -19,8 +19,8 @@ from models import LoraLayer, PeftModel
 from rollout import Episode, Reply
 
 OUTGROWN = Reply("", truncated=True, outgrown=True)
-PREFILL_TOKENS = 1 << 14  # at most this many prompt tokens go through the model in one forward pass
-HEAD_ELEMENTS = 1 << 27  # at most this many logits exist at a time in training (0.5 GB in single precision)
+PREFILL_TOKENS = 1 << 13  # at most this many prompt tokens go through the model in one forward pass
+HEAD_ELEMENTS = 1 << 26  # at most this many logits exist at a time in training (0.25 GiB in single precision)
 
 
 class RowCache(Cache):

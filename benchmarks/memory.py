@@ -19,33 +19,23 @@ import sys
 import weakref
 from unittest import mock
 
-import shared  # noqa: F401, makes the scripts importable
 import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
+from shared import SHAPES, random_model
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from transformers.models.qwen3 import modeling_qwen3
 
 import train
 from envs import BadInput
 from eval import command_line, flag, parse_flags
-from policy import HERE, Policy
+from policy import Policy
 from rollout import Episode
 from train import bitsandbytes
 
-COLUMNS = "hidden_size num_hidden_layers intermediate_size num_attention_heads tie_word_embeddings".split()
-SHAPES = {  # of the public model cards
-    "Qwen3-0.6B": (1024, 28, 3072, 16, True),
-    "Qwen3-1.7B": (2048, 28, 6144, 16, True),
-    "Qwen3-4B": (2560, 36, 9728, 32, True),
-    "Qwen3-8B": (4096, 36, 12288, 32, False),
-}
-SHARED = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960}
 aten = torch.ops.aten
 
 
@@ -56,35 +46,6 @@ class Settings(train.Config):
 
 # ---------------------------------------------------------------------------------------------------------
 # The model and the two phases
-
-
-def random_model(config: Settings, device: torch.device) -> Qwen3ForCausalLM:
-    """Random weights, made on the device; those in 4 bits layer by layer, so that they never exist whole before."""
-
-    class QuantisedLayer(modeling_qwen3.Qwen3DecoderLayer):
-        def __init__(self, *args):
-            super().__init__(*args)
-            for module in self.modules():
-                if isinstance(module, torch.nn.Linear):
-                    quantise(module)
-
-    layer = QuantisedLayer if config.load_in_4bit else modeling_qwen3.Qwen3DecoderLayer
-    shape = Qwen3Config(**dict(zip(COLUMNS, SHAPES[config.model.split("/")[-1]], strict=True)), **SHARED)
-    with torch.device(device), mock.patch.object(modeling_qwen3, "Qwen3DecoderLayer", layer):
-        model = Qwen3ForCausalLM._from_config(shape, dtype=torch.bfloat16)
-    model.is_loaded_in_4bit = config.load_in_4bit  # peft asks
-    return model
-
-
-def quantise(linear: torch.nn.Linear) -> None:
-    """Make it what `policy.load_model` loads in 4 bits, but for the class of its weight, which needs data."""
-    data, state = bitsandbytes.functional.quantize_4bit(linear.weight.data, quant_type="nf4", compress_statistics=True)
-    weight = linear.weight = torch.nn.Parameter(data, requires_grad=False)
-    weight.quant_state, weight.quant_type, weight.compress_statistics = state, "nf4", True
-    weight._is_hf_initialized = True  # transformers is to leave it as it is
-    linear.__class__ = bitsandbytes.nn.Linear4bit
-    linear.compute_dtype, linear.compute_type_is_set = torch.bfloat16, True
-    linear.support_avx512bf16_for_cpu = False
 
 
 def train_phase(policy: Policy, optimizer, config: Settings, accelerator: Accelerator) -> None:
@@ -201,7 +162,7 @@ def peaks(config: Settings) -> list[float]:
     cuda, found = torch.cuda.is_available(), []
     accelerator = Accelerator(cpu=not cuda)
     with contextlib.nullcontext() if cuda else simulation() as counter:
-        loaded = random_model(config, accelerator.device), AutoTokenizer.from_pretrained(HERE / "embedded-policy")
+        loaded = random_model(config.model, config.load_in_4bit, accelerator.device)
         kind = config.optimizer if cuda else "adamw"
         with mock.patch.object(train, "load_model", return_value=loaded), contextlib.redirect_stdout(sys.stderr):
             policy, optimizer = train.build(dataclasses.replace(config, optimizer=kind), accelerator)

@@ -3,20 +3,36 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3 import modeling_qwen3
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from envs import Pack, make_pack  # noqa: E402
 from eval import flag  # noqa: E402
-from models import Lora, add_adapter, load_model  # noqa: E402
+from models import HERE, Lora, add_adapter, load_model  # noqa: E402
 from policy import Policy  # noqa: E402
+
+import bitsandbytes  # noqa: E402, I001 (after models.py, which keeps it quiet)
+
+COLUMNS = "hidden_size num_hidden_layers intermediate_size num_attention_heads tie_word_embeddings".split()
+SHAPES = {  # of the public model cards
+    "Qwen3-0.6B": (1024, 28, 3072, 16, True),
+    "Qwen3-1.7B": (2048, 28, 6144, 16, True),
+    "Qwen3-4B": (2560, 36, 9728, 32, True),
+    "Qwen3-8B": (4096, 36, 12288, 32, False),
+}
+SHARED = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960}
 
 
 @dataclass(frozen=True)
 class Settings:
     model: str = flag("embedded-policy", "model folder or hub name")
+    shape: str = flag("", f"instead of a model, random weights in this shape: {', '.join(SHAPES)}")
+    load_in_4bit: bool = flag(False, "linear layers in 4 bits (NF4, bitsandbytes)")
     dtype: str = flag("auto", "weights; auto: as they are stored")
     level: str = flag("tiny", "level of FrozenLake")
     pack_size: int = flag(4, "tasks in a pack")
@@ -29,7 +45,11 @@ class Settings:
 
     def policy(self, kind: type[Policy] = Policy, **options) -> Policy:
         torch.manual_seed(0)
-        model, tokenizer = load_model(self.model, self.dtype, "cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.shape:
+            model, tokenizer = random_model(self.shape, self.load_in_4bit, device)
+        else:
+            model, tokenizer = load_model(self.model, self.dtype, device, load_in_4bit=self.load_in_4bit)
         return kind(add_adapter(model, Lora()), tokenizer, **options)
 
 
@@ -37,3 +57,35 @@ def wait_for(policy: Policy) -> None:
     """Until the GPU has done its work, if there is one."""
     if policy.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def random_model(name: str, in_4bit: bool, device: torch.device | str):
+    """(random weights in that shape and in bfloat16, the embedded policy's tokenizer).
+
+    The weights are made on the device; those in 4 bits layer by layer, so that they never exist whole before.
+    """
+
+    class QuantisedLayer(modeling_qwen3.Qwen3DecoderLayer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            for module in self.modules():
+                if isinstance(module, torch.nn.Linear):
+                    quantise(module)
+
+    layer = QuantisedLayer if in_4bit else modeling_qwen3.Qwen3DecoderLayer
+    shape = Qwen3Config(**dict(zip(COLUMNS, SHAPES[name.split("/")[-1]], strict=True)), **SHARED)
+    with torch.device(device), mock.patch.object(modeling_qwen3, "Qwen3DecoderLayer", layer):
+        model = Qwen3ForCausalLM._from_config(shape, dtype=torch.bfloat16)
+    model.is_loaded_in_4bit = in_4bit  # peft asks
+    return model, AutoTokenizer.from_pretrained(HERE / "embedded-policy")
+
+
+def quantise(linear: torch.nn.Linear) -> None:
+    """Make it what `models.load_model` loads in 4 bits, but for the class of its weight, which needs data."""
+    data, state = bitsandbytes.functional.quantize_4bit(linear.weight.data, quant_type="nf4", compress_statistics=True)
+    weight = linear.weight = torch.nn.Parameter(data, requires_grad=False)
+    weight.quant_state, weight.quant_type, weight.compress_statistics = state, "nf4", True
+    weight._is_hf_initialized = True  # transformers is to leave it as it is
+    linear.__class__ = bitsandbytes.nn.Linear4bit
+    linear.compute_dtype, linear.compute_type_is_set = torch.bfloat16, True
+    linear.support_avx512bf16_for_cpu = False

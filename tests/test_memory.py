@@ -11,12 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoTokenizer
 
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO / "benchmarks"))
 
 import memory  # noqa: E402
+import shared  # noqa: E402
 
 import train  # noqa: E402
 
@@ -24,9 +24,9 @@ import train  # noqa: E402
 @pytest.fixture(autouse=True)
 def small_shape(monkeypatch):
     """Long enough episodes and few enough words that the layers, the cache and the attention make the peaks."""
-    shared = {**memory.SHARED, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024}
-    monkeypatch.setattr(memory, "SHARED", shared)
-    monkeypatch.setitem(memory.SHAPES, "small", (256, 4, 768, 4, True))
+    small = {"num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024}
+    monkeypatch.setattr(shared, "SHARED", shared.SHARED | small)
+    monkeypatch.setitem(shared.SHAPES, "small", (256, 4, 768, 4, True))
 
 
 def settings(**changes) -> memory.Settings:
@@ -37,7 +37,7 @@ def settings(**changes) -> memory.Settings:
 def profiled(config: memory.Settings) -> list[float]:
     """Bytes that training and rollouts take beyond what there is before, on real tensors."""
     accelerator = Accelerator(cpu=True)
-    loaded = memory.random_model(config, accelerator.device), AutoTokenizer.from_pretrained(REPO / "embedded-policy")
+    loaded = shared.random_model(config.model, config.load_in_4bit, accelerator.device)
     with mock.patch.object(train, "load_model", return_value=loaded):
         policy, optimizer = train.build(config, accelerator)
     peaks = []
