@@ -74,3 +74,11 @@ def byte_tokenizer(template, special, eos, pad=None, plain=(), bos=None, rstrip=
     fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, pad_token=pad, bos_token=bos)
     fast.chat_template = template
     return fast
+
+
+@pytest.fixture(scope="session")
+def chat(tokenizer):
+    """The embedded policy's."""
+    from chat import ChatFormat
+
+    return ChatFormat(tokenizer)
