@@ -107,9 +107,8 @@ class CapturedStep:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            step(
-                *self.inputs
-            )  # what is made at first use must not be made while capturing; the replay repeats the step
+            # what is made at first use must not be made while capturing; the first replay does this step again
+            step(*self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
@@ -190,7 +189,10 @@ class Policy:
         frozen = [layer.weight.data for layer in self.adapted]
         try:
             if self.adapted:
-                self.model.merge_adapter(safe_merge=True)  # safe: into copies
+                try:
+                    self.model.merge_adapter(safe_merge=True)  # safe: into copies
+                except ValueError as error:
+                    raise BadInput(f"the adapter cannot be merged: {first_line(error)}") from error
             yield
         finally:
             for layer, weight in zip(self.adapted, frozen, strict=True):
@@ -439,9 +441,11 @@ class Policy:
     def _read(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens [b, t] at positions [b, t] -> hidden states [b, t, d], through the part of the cache in view."""
         keys = torch.arange(self.cache.length, device=self.device)  # [length]
-        visible = keys <= positions[:, None, :, None]  # [b, 1, t, length]
+        # rows without a draft may be beyond the view; what they compute is not used, but must be finite
+        queries = positions.clamp(max=self.cache.length - 1)[:, None, :, None]  # [b, 1, t, 1]
+        visible = keys <= queries  # [b, 1, t, length]
         if self.window is not None:
-            near = visible & (keys > positions[:, None, :, None] - self.window)  # [b, 1, t, length]
+            near = visible & (keys > queries - self.window)  # [b, 1, t, length]
             visible = {"full_attention": visible, "sliding_attention": near} if self.layer_types else near
         inputs = {"input_ids": tokens, "attention_mask": visible, "position_ids": positions}
         with self._precision():

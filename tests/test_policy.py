@@ -1,6 +1,7 @@
 """policy.py and models.py: the sampler against forward passes, what is trained, loading."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -522,6 +523,16 @@ def test_sampling_with_the_adapter_merged_changes_no_sample_and_no_weight(interr
         assert (policy.logprobs(ids, mask)[0] - logp).abs().max() > 0.01
 
 
+def test_adapter_that_is_not_finite_is_refused_in_one_line(tokenizer):
+    model = small_model("qwen3 with an adapter", tokenizer)
+    policy = Policy(model, tokenizer)
+    next(p for name, p in model.named_parameters() if "lora_B" in name).data[0] = math.nan
+    before = state(model)
+    with pytest.raises(BadInput, match="cannot be merged"), policy.sampling():
+        pass
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters() if "base_layer" in n)
+
+
 def test_what_cannot_be_merged_is_not(model_folder, tokenizer):
     """Weights in 4 bits, and a head whose weights are the embedding's too."""
     in_4_bits = add_adapter(load_model(str(model_folder), load_in_4bit=True)[0], Lora(rank=4, alpha=8))
@@ -571,10 +582,12 @@ class Replayed:
 
 
 @pytest.mark.parametrize("kv_tokens", [1500, 1 << 30])
+@pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("block, graphs", [(2, False), (5, False), (1, True), (4, True)])
-def test_blocks_of_tokens_and_captured_steps_change_no_sample(block, graphs, kv_tokens, tokenizer, monkeypatch):
+def test_blocks_of_tokens_and_captured_steps_change_no_sample(block, graphs, window, kv_tokens, tokenizer, monkeypatch):
     """Replies end anywhere in a block, at the cap and at the model's longest conversation too."""
-    model = small_model("qwen3", tokenizer, stop_bias=4.0)
+    mistral = {"kind": MistralForCausalLM, "config": MistralConfig, "sliding_window": window}
+    model = small_model("llama", tokenizer, stop_bias=4.0, **mistral)
     expected = Policy(model, tokenizer, max_reply_tokens=12)
     policy = Policy(model, tokenizer, max_reply_tokens=12, kv_tokens=kv_tokens)
     expected.max_length = policy.max_length = 300
@@ -583,6 +596,7 @@ def test_blocks_of_tokens_and_captured_steps_change_no_sample(block, graphs, kv_
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     policy.block, policy.cuda_graphs = block, graphs
     for episodes, others in zip(sampled(policy, "a", n=20), sampled(expected, "a", n=20), strict=True):
+        assert all(math.isfinite(logp) for _, logps in episodes for logp in logps)
         for (ids, logps), (other_ids, other_logps) in zip(episodes, others, strict=True):
             assert ids == other_ids and logps == pytest.approx(other_logps, abs=1e-4)
     assert bool(Replayed.made) == graphs
