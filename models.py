@@ -81,7 +81,7 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
             raise BadInput(f"lora_targets={lora.targets!r}: {first_line(error)}") from error
     for (
         module
-    ) in adapted.modules():  # inputs are not cast to the adapter's float32, its weights are cast (`_precision`)
+    ) in adapted.modules():  # inputs are not cast to the adapter's float32, its weights are cast (`Policy.precision`)
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
     return adapted

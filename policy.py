@@ -200,8 +200,11 @@ class Policy:
                 layer.merged_adapters.clear()
             self.fresh_cache()
 
-    def _precision(self) -> torch.autocast:
-        """Half-precision models compute in their precision throughout, the adapter (whose weights are float32) too."""
+    def precision(self) -> torch.autocast:
+        """Half-precision models compute in their precision throughout, the adapter (whose weights are float32) too.
+
+        Every forward pass of a model with an adapter has to be made in this context.
+        """
         half = self.model.dtype != torch.float32
         return torch.autocast(self.device.type, self.model.dtype, enabled=half, cache_enabled=False)
 
@@ -222,7 +225,7 @@ class Policy:
         self.conversations, self.cached = [None, None], [0, 0]
         ids = torch.arange(24, device=self.device).view(2, 12) % self.head.weight.shape[0]  # [2, 12]
         try:
-            with self._precision():
+            with self.precision():
                 want = self.model(input_ids=ids, use_cache=False).logits.float()  # [2, 12, V]
             self._forward(ids[:, :8], [0, 1], [8, 5])
             self.cached = [8, 5]
@@ -448,7 +451,7 @@ class Policy:
             near = visible & (keys > queries - self.window)  # [b, 1, t, length]
             visible = {"full_attention": visible, "sliding_attention": near} if self.layer_types else near
         inputs = {"input_ids": tokens, "attention_mask": visible, "position_ids": positions}
-        with self._precision():
+        with self.precision():
             return self.decoder(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
 
     def logprobs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -458,7 +461,7 @@ class Policy:
         Logits are computed at those positions only, at most HEAD_ELEMENTS of them at a time; where that takes several
         chunks, the backward pass computes each again. Padding on the right needs no mask: attention is causal.
         """
-        with self._precision():
+        with self.precision():
             hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, d]
         sampled = mask[:, 1:]  # [B, T-1]; token t is predicted by the hidden state at t - 1
         hidden, targets = hidden[:, :-1][sampled], ids[:, 1:][sampled]  # [n, d], [n]

@@ -57,10 +57,11 @@ class Naive(Scripted):
         ]
         self.tokenizer.pad_token, self.tokenizer.padding_side = self.tokenizer.eos_token, "left"
         batch = self.tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
-        self.model.generate(
-            **batch.to(self.model.device), do_sample=True, temperature=self.policy.temperature, top_k=0, top_p=1.0,
-            min_new_tokens=max(lengths), max_new_tokens=max(lengths), pad_token_id=self.tokenizer.eos_token_id,
-        )  # fmt: skip
+        with self.policy.precision():
+            self.model.generate(
+                **batch.to(self.model.device), do_sample=True, temperature=self.policy.temperature, top_k=0, top_p=1.0,
+                min_new_tokens=max(lengths), max_new_tokens=max(lengths), pad_token_id=self.tokenizer.eos_token_id,
+            )  # fmt: skip
         self.sampled += sum(lengths)
         return [(e, Reply(text, n)) for e, text, n in zip(episodes, texts, lengths, strict=True)]
 

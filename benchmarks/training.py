@@ -58,7 +58,7 @@ def packed(policy: Policy, episodes: list[Episode], budget: int) -> Iterator[tor
         positions = torch.cat([torch.arange(n) for n in lengths.tolist()])  # [T]
         visible = (owner[:, None] == owner) & (positions[:, None] >= positions)  # [T, T]
         inputs = {"input_ids": ids, "position_ids": positions[None], "attention_mask": visible[None, None]}
-        with policy._precision():
+        with policy.precision():
             hidden = policy.decoder(**{key: value.to(policy.device) for key, value in inputs.items()}, use_cache=False)
         at = mask[0].nonzero()[:, 0]  # [sampled]
         targets = ids[0, at].to(policy.device)  # [sampled]
