@@ -72,16 +72,15 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
     targets = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
     with warnings.catch_warnings():  # about a property that peft reads and transformers renames
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            if folder is not None:
-                adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-            else:
+        if folder is not None:
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        else:
+            try:
                 adapted = get_peft_model(model, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **options))
-        except ValueError as error:
-            raise BadInput(f"lora_targets={lora.targets!r}: {first_line(error)}") from error
-    for (
-        module
-    ) in adapted.modules():  # inputs are not cast to the adapter's float32, its weights are cast (`Policy.precision`)
+            except ValueError as error:
+                raise BadInput(f"lora_targets={lora.targets!r}: {first_line(error)}") from error
+    for module in adapted.modules():
+        # inputs are not to be cast to the adapter's float32; `Policy.precision` casts its weights instead
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
     return adapted

@@ -51,13 +51,8 @@ class RowCache(Cache):
 
     def view(self, rows: Tensor | None, positions: Tensor, length: int) -> None:
         """rows [b] (None: all); positions [b, t], where the new tokens go; length: of the part to attend to."""
-        every = torch.arange(self.n_rows, device=positions.device)  # [rows]
-        self.rows, self.write_rows, self.positions, self.length = (
-            rows,
-            every if rows is None else rows,
-            positions,
-            length,
-        )
+        self.rows, self.positions, self.length = rows, positions, length
+        self.write_rows = torch.arange(self.n_rows, device=positions.device) if rows is None else rows  # [b]
 
     def keep(self, rows: Tensor, length: int) -> None:
         """Drop all but these rows, and of them all that is behind `length`."""

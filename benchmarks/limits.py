@@ -26,7 +26,6 @@ class LimitSettings(Settings):
     rows: int = flag(64, "conversations that are decoded at once")
     length: int = flag(1024, "tokens of each in the KV cache")
     episode_tokens: int = flag(1024, "tokens of the sequences that are trained on, an eighth of them sampled")
-    cuda_graphs: bool = flag(False, "on a GPU, decode by replaying captured steps")
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass")
 
 
@@ -101,7 +100,7 @@ def training(policy: Policy, settings: LimitSettings) -> None:
 
 def main() -> None:
     settings = parse_flags(LimitSettings)
-    policy = settings.policy(cuda_graphs=settings.cuda_graphs)
+    policy = settings.policy()
     if settings.gradient_checkpointing:
         policy.model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     training(policy, settings)

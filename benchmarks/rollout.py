@@ -125,12 +125,11 @@ class FixedLengths(Policy):
 @dataclass(frozen=True)
 class RolloutSettings(Settings):
     continuous: bool = flag(False, "also measure transformers' continuous batching")
-    cuda_graphs: bool = flag(False, "on a GPU, ours replays captured steps")
 
 
 def main() -> None:
     settings = parse_flags(RolloutSettings)
-    policy = settings.policy(FixedLengths, cuda_graphs=settings.cuda_graphs)
+    policy = settings.policy(FixedLengths)
     policy.chat.stop_ids = set()
     ways = {"naive": Naive, "ours, not merged": Ours, "ours": Ours}
     if settings.continuous:

@@ -33,6 +33,7 @@ class Settings:
     shape: str = flag("", f"instead of a model, random weights in this shape: {', '.join(SHAPES)}")
     load_in_4bit: bool = flag(False, "linear layers in 4 bits (NF4, bitsandbytes)")
     dtype: str = flag("auto", "weights; auto: as they are stored")
+    cuda_graphs: bool = flag(False, "on a GPU, sample by replaying captured steps")
     level: str = flag("tiny", "level of FrozenLake")
     pack_size: int = flag(4, "tasks in a pack")
     rollouts: int = flag(64, "rollouts, eight of each pack")
@@ -42,14 +43,14 @@ class Settings:
     def packs(self) -> list[Pack]:
         return [make_pack("frozenlake", n // 8, self.pack_size, self.level) for n in range(self.rollouts)]
 
-    def policy(self, kind: type[Policy] = Policy, **options) -> Policy:
+    def policy(self, kind: type[Policy] = Policy) -> Policy:
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.shape:
             model, tokenizer = random_model(self.shape, self.load_in_4bit, device)
         else:
             model, tokenizer = load_model(self.model, self.dtype, device, load_in_4bit=self.load_in_4bit)
-        return kind(add_adapter(model, Lora()), tokenizer, **options)
+        return kind(add_adapter(model, Lora()), tokenizer, cuda_graphs=self.cuda_graphs)
 
 
 def wait_for(policy: Policy) -> None:
