@@ -2,7 +2,7 @@
 
     python eval.py --policy runs/frozenlake-tiny-seed0                  a trained run
     python eval.py --policy runs/frozenlake-tiny-seed0 --context none   the same with its hints blanked
-    python eval.py --policy bayes --level train --pack-size 8           a scripted player: random, bayes
+    python eval.py --policy learner --level train --pack-size 8         a scripted player: random, informed, learner
     python eval.py --policy Qwen/Qwen3-1.7B --level train               any chat model: a folder or a hub name
     python eval.py --policy runs/NAME --merge-to FOLDER                 no evaluation: write the merged model
 
@@ -109,7 +109,7 @@ def evaluate(
     games = [play(pack, penalties, hints) for pack in packs[first:end]]
     rollouts = run(games, policy, f"eval/{seed}", first, at_once, progress=f"evaluating {label}")
     if state.num_processes > 1:  # the rewards of all, without the conversations
-        light = [[replace(e, messages=[], ids=[], mask=[], logps=[]) for e in r.episodes] for r in rollouts]
+        light = [[replace(e, messages=[], ids=[], mask=[], logps=[], task=None) for e in r.episodes] for r in rollouts]
         shares = [Rollout(r.pack_seed, episodes) for r, episodes in zip(rollouts, light, strict=True)]
         rollouts = gather_object(shares)
     return summarise(label, rollouts)
@@ -155,7 +155,24 @@ def table(records: list[dict], name: str = "success") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-STYLES = {"random": ("0.6", ":"), "bayes": ("0.3", "--")}  # label -> (colour, line); the others take the colour cycle
+def gap_closed(records: list[dict]) -> str:
+    """A line for each record that is no reference: how much of the gap from the random player to the learner it closes,
+    by position: (success - random) / (learner - random). Empty without these two."""
+    at = {record["label"]: record["success"] for record in records}
+    if not {"random", "learner"} <= at.keys():
+        return ""
+    lines = []
+    for label in at.keys() - STYLES.keys():
+        shares = [
+            f"{(x - low) / (high - low):.0%}" if high > low else "-"
+            for x, low, high in zip(at[label], at["random"], at["learner"], strict=True)
+        ]
+        lines.append(f"{label}: closes {' '.join(shares)} of the gap from random to learner, by position")
+    return "\n".join(sorted(lines))
+
+
+# label -> (colour, line); the others take the colour cycle
+STYLES = {"random": ("0.7", ":"), "informed": ("0.5", "-."), "learner": ("0.3", "--")}
 
 
 def draw(records: list[dict], path: Path, title: str, history: list[dict] | None = None) -> None:
@@ -188,7 +205,7 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
 
 def reference_players(env: str) -> dict:
     """label -> scripted player, for the lines drawn beside every evaluation on this environment."""
-    return {label: player(0) for label, player in PLAYERS.items() if player.env == env}
+    return {label: player(0) for label, player in PLAYERS.get(env, {}).items()}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -204,7 +221,7 @@ FROM_RUN = (
 @dataclass(frozen=True)
 class EvalConfig:
     policy: str = flag(
-        "embedded-policy", "a run folder, a model folder or hub name, or a scripted player (random, bayes)"
+        "embedded-policy", "a run folder, a model folder or hub name, or a scripted player (random, informed, learner)"
     )
     packs: int = flag(512, "number of packs")
     context: Literal["own", "none"] = flag("own", "own: the hints that the policy writes; none: hints blanked")
@@ -259,8 +276,8 @@ def read_run(folder: Path) -> dict:
 def load_policy(config: EvalConfig):
     """The policy that `--policy` names: scripted, a run folder with its adapter, or a model as it is."""
     name = config.policy
-    if name in PLAYERS:
-        return PLAYERS[name](0)
+    if name in PLAYERS.get(config.env, {}):
+        return PLAYERS[config.env][name](0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     adapter = None
     if is_run(Path(name)):
@@ -296,8 +313,6 @@ def main() -> None:
     if config.merge_to:
         return merge(config)
     policy = load_policy(config)
-    if getattr(policy, "env", config.env) != config.env:
-        raise BadInput(f"policy={config.policy!r}: plays {policy.env}, not {config.env}")
     name = Path(config.policy).name
     blanked = config.context == "none"
     folder = f"{name}-on-{config.env}-{config.level}-{config.pack_size}" + ("-hints-blanked" if blanked else "")
@@ -311,11 +326,12 @@ def main() -> None:
         record = evaluate(policy, label, packs, penalties, not blanked, config.seed, config.rollouts_at_once)
     records = [record]
     for name, player in reference_players(config.env).items():
-        if name != config.policy:
+        if name != label:
             records.append(evaluate(player, name, packs, penalties))
     (output / "eval.json").write_text(json.dumps({"config": asdict(config), "records": records}, indent=1) + "\n")
     draw(records, output / "eval.png", f"{config.env}, level {config.level}, {config.packs} packs")
     print(table(records))
+    print(gap_closed(records))
     print(f"broken format {record['broken_format']:.2%}, truncated replies {record['truncated']:.2%}")
     print(f"written: {output / 'eval.json'}, {output / 'eval.png'}")
 

@@ -47,6 +47,7 @@ class ImitateConfig:
     model: str = flag("", "model folder or hub name to start from; empty: build the embedded policy from nothing")
     gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from (with --model)")
     player: Literal["clean", "mediocre"] = flag("clean", "whom to imitate (with --model)")
+    spell_out: bool = flag(False, "it first says where it is, and which ways are good (with --model)")
     level: Literal["tiny", "train", "hard"] = flag("tiny", "level of FrozenLake (with --model)")
     steps: int = flag(100, "optimiser steps (with --model)")
     packs_per_step: int = flag(24, "packs played by the player in a step")
@@ -55,6 +56,7 @@ class ImitateConfig:
     lora_rank: int = flag(0, "train a LoRA adapter of this rank, merged at the end; 0: all weights (with --model)")
     tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored (with --model)")
+    compile: bool = flag(False, "train through compiled layers (with --model)")
     seed: int = flag(0, "seed of the weights, the packs and the player")
 
 
@@ -279,7 +281,10 @@ def main() -> None:
         if config.lora_rank:
             model = add_adapter(model, Lora(config.lora_rank, 2 * config.lora_rank))
         policy = Policy(model, tokenizer)
-        batches = lessons(Planner(config.seed, **PLANNERS[config.player]), policy.chat, config, 10**6)
+        if config.compile:
+            policy.compile()
+        player = Planner(config.seed, **PLANNERS[config.player], spell_out=config.spell_out)
+        batches = lessons(player, policy.chat, config, 10**6 * (config.seed + 1))
         imitate(
             policy,
             batches,

@@ -1,7 +1,11 @@
-"""Scripted players: policies without a model, driven by the same loop as the language model, through text alone.
+"""Scripted players: policies without a model, driven by the same loop as the language model.
 
-They read observations and hints with regular expressions and answer in the reply format. `random` and `bayes` are the
-floor and the ceiling drawn into every evaluation; `Planner` is what imitate.py teaches a model before CoD training.
+Three for each environment (`PLAYERS`) give every evaluation its reference lines:
+    random    well-formed actions, drawn uniformly
+    informed  knows the hidden thing and plays with it as well as can be
+    learner   knows nothing at first, finds out within the pack, and carries what it knows in its hints
+Random players and learners have nothing but the text that a model has, and read it with regular expressions.
+`Planner` is what imitate.py teaches a model before CoD training.
 """
 
 import dataclasses
@@ -12,7 +16,7 @@ import re
 from dataclasses import dataclass
 
 from context import BEGIN, END
-from envs import MOVES, Cell, LakeMap
+from envs import MOVES, Cell, FrozenLake, LakeMap, Task, cell_name
 from rollout import Episode, Reply
 
 ACTIONS = ("Direction 1", "Direction 2", "Direction 3", "Direction 4")
@@ -51,9 +55,7 @@ def read_lake(messages: list[dict]) -> LakeView:
 
 
 class Player:
-    """Base of the scripted players: one text for each waiting conversation. They play FrozenLake only."""
-
-    env = "frozenlake"
+    """Base of the scripted players: one text for each waiting conversation."""
 
     def __init__(self, seed: int = 0):
         self.rng = random.Random(seed)
@@ -62,9 +64,22 @@ class Player:
         return [(e, Reply(self.hint(e.messages) if e.kind == "update" else self.act(e.messages))) for e in episodes]
 
     def act(self, messages: list[dict]) -> str:
+        """The reply to a solve-task conversation."""
         raise NotImplementedError
 
     def hint(self, messages: list[dict]) -> str:
+        """The reply to an update-context conversation; this one says nothing."""
+        return update_reply(["nothing"])
+
+
+class InformedPlayer(Player):
+    """Base of the players that know the hidden thing: they look into the task that is being played."""
+
+    def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
+        return [(e, Reply(self.hint(e.messages) if e.kind == "update" else self.plan(e.task))) for e in episodes]
+
+    def plan(self, task: Task) -> str:
+        """The reply to the task in its present state."""
         raise NotImplementedError
 
 
@@ -72,14 +87,24 @@ def update_reply(lines: list[str]) -> str:
     return "\n".join(["Here is what I know now.", BEGIN, *lines, END])
 
 
-class RandomPlayer(Player):
-    """Uniform over the well-formed actions; its hints say nothing."""
-
+class LakeRandom(Player):
     def act(self, messages: list[dict]) -> str:
         return f"<answer>{self.rng.choice(ACTIONS)}</answer>"
 
-    def hint(self, messages: list[dict]) -> str:
-        return update_reply(["nothing"])
+
+class LakeInformed(InformedPlayer):
+    """Walks a shortest path, which the turns always suffice for."""
+
+    def plan(self, task: FrozenLake) -> str:
+        way = best_ways(dataclasses.replace(task.lake, start=task.cell))[0]
+        return f"<answer>{ACTIONS[task.mapping.index(way)]}</answer>"
+
+
+def best_ways(lake: LakeMap) -> list[str]:
+    """The directions that begin a shortest path from the start to the goal."""
+    left = {way: dataclasses.replace(lake, start=lake.move(lake.start, way)).distance() for way in MOVES}
+    safe = [way for way in MOVES if lake.move(lake.start, way) not in lake.holes | {lake.start}]
+    return [way for way in safe if left[way] == min(left[w] for w in safe)]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -114,8 +139,8 @@ def action_count(lake: LakeMap, cell: Cell, action: int, belief: Belief, turns: 
     return sum(success_count(lake, to, rest, turns - 1) for to, rest in outcomes(lake, cell, action, belief))
 
 
-class BayesPlayer(Player):
-    """Maximises the chance to solve the current task, exactly, given all that was seen in the pack so far.
+class LakeLearner(Player):
+    """The exact Bayes-optimal player: maximises the chance to solve the task at hand, given all seen in the pack.
 
     Its belief is the set of action-to-direction mappings that are still possible (24 at first). Whatever a move shows
     has the form "this action is one of these directions", so a hint that lists them per action carries all of it.
@@ -142,7 +167,9 @@ class BayesPlayer(Player):
         )
 
 
-PLAYERS: dict[str, type[Player]] = {"random": RandomPlayer, "bayes": BayesPlayer}  # the names eval.py knows
+PLAYERS: dict[str, dict[str, type[Player]]] = {  # environment -> name -> player
+    "frozenlake": {"random": LakeRandom, "informed": LakeInformed, "learner": LakeLearner},
+}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -154,12 +181,21 @@ class Planner(Player):
 
     `plan`: how often it heads for the goal (else anywhere). `recall`: how often it uses an action that it knows to lead
     there (else any action; a perfect planner tries one whose effect it does not know). `write`: how often a known entry
-    gets into the hint. `wrong`: how often an entry is random. The defaults are the clean player.
+    gets into the hint. `wrong`: how often an entry is random. The defaults are the clean player. With `spell_out` it
+    first says where it is, where the goal is and which ways it considers: steps small enough for a language model.
     """
 
-    def __init__(self, seed: int, plan: float = 1.0, recall: float = 1.0, write: float = 1.0, wrong: float = 0.0):
+    def __init__(
+        self,
+        seed: int,
+        plan: float = 1.0,
+        recall: float = 1.0,
+        write: float = 1.0,
+        wrong: float = 0.0,
+        spell_out: bool = False,
+    ):
         super().__init__(seed)
-        self.plan, self.recall, self.write, self.wrong = plan, recall, write, wrong
+        self.plan, self.recall, self.write, self.wrong, self.spell_out = plan, recall, write, wrong, spell_out
 
     def known(self, messages: list[dict], view: LakeView) -> dict[str, str]:
         """direction -> action, from the hints and from what moved in this conversation."""
@@ -174,16 +210,18 @@ class Planner(Player):
         lake, rng = view.lake, self.rng
         ways = list(MOVES)
         if rng.random() < self.plan:
-            left = {way: dataclasses.replace(lake, start=lake.move(lake.start, way)).distance() for way in MOVES}
-            safe = [way for way in MOVES if lake.move(lake.start, way) not in lake.holes | {lake.start}]
-            ways = [way for way in safe if left[way] == min(left[w] for w in safe)]
+            ways = best_ways(lake)
+        thought = ""
+        if self.spell_out:
+            places = f"I am at {cell_name(lake.start)}, the goal is at {cell_name(lake.goal)}."
+            thought = f"{places} Good: {', '.join(ways)}.\n"
         usable = [way for way in ways if way in known]
         if usable and rng.random() < self.recall:
             way = rng.choice(usable)
-            return f"Go {way}: <answer>{known[way]}</answer>"
+            return f"{thought}Go {way}: <answer>{known[way]}</answer>"
         untried = [action for action in ACTIONS if action not in known.values()]
         explores = untried and rng.random() < self.recall
-        return f"Try one: <answer>{rng.choice(untried if explores else ACTIONS)}</answer>"
+        return f"{thought}Try one: <answer>{rng.choice(untried if explores else ACTIONS)}</answer>"
 
     def hint(self, messages: list[dict]) -> str:
         known = self.known(messages, read_lake(messages))

@@ -149,6 +149,7 @@ class Policy:
         on_gpu = self.device.type == "cuda"
         self.block = 4 if on_gpu else 1  # tokens that are sampled before the host looks at them
         self.cuda_graphs = cuda_graphs and on_gpu
+        self.compiled = False
         text_config = model.config.get_text_config()
         self.max_length = getattr(text_config, "max_position_embeddings", None) or 1 << 30
         self.layer_types = set(getattr(text_config, "layer_types", None) or [])
@@ -182,18 +183,27 @@ class Policy:
         """
         self.fresh_cache()
         frozen = [layer.weight.data for layer in self.adapted]
+        plain = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         try:
             if self.adapted:
                 try:
                     self.model.merge_adapter(safe_merge=True)  # safe: into copies
                 except ValueError as error:
                     raise BadInput(f"the adapter cannot be merged: {first_line(error)}") from error
-            yield
+            with plain:
+                yield
         finally:
             for layer, weight in zip(self.adapted, frozen, strict=True):
                 layer.weight.data = weight
                 layer.merged_adapters.clear()
             self.fresh_cache()
+
+    def compile(self) -> None:
+        """From now on run each layer as compiled code when training (torch.compile, for any shape; the first pass takes
+        a minute). Sampling stays as it is: its steps are too short and too varied."""
+        for layer in self.decoder.layers:
+            layer.compile(dynamic=True)
+        self.compiled = True
 
     def precision(self) -> torch.autocast:
         """Half-precision models compute in their precision throughout, the adapter (whose weights are float32) too.

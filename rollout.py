@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from context import NO_HINTS_YET, parse_update, quote, solve_system, update_messages
-from envs import Pack
+from envs import Pack, Task
 
 BAR_DELAY = 3  # progress bars show after this many seconds
 TOO_LONG = "The conversation has become too long, so the task ends here."
@@ -53,6 +53,7 @@ class Episode:
     advantage: float = 0.0  # set by the trainer
     broken_format: bool = False  # a reply that could not be read ended the task, or the hint could not be read
     replies: list[Reply] = field(default_factory=list)
+    task: Task | None = None  # that is being played or has just been played, for players that know what is hidden
 
     def add(self, ids: Iterable[int], logps: Iterable[float] | None = None) -> None:
         """Append tokens: sampled ones with their log-probabilities, others without."""
@@ -111,7 +112,9 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
     for position, task in enumerate(pack.tasks):
         observation, done = task.reset(), False
         system = {"role": "system", "content": solve_system(task.rules, context)}
-        episode = Episode("solve", position, [system, {"role": "user", "content": quote(observation)}], context)
+        episode = Episode(
+            "solve", position, [system, {"role": "user", "content": quote(observation)}], context, task=task
+        )
         while not done:
             reply = yield episode
             episode.replies.append(reply)
@@ -126,7 +129,7 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
         if hints and position + 1 < len(pack.tasks):
             transcript = [{"role": "system", "content": task.rules}, *episode.messages[1:]]
             messages = update_messages(context, transcript, episode.reward, feedback)
-            update = Episode("update", position, messages, context)
+            update = Episode("update", position, messages, context, task=task)
             reply = yield update
             update.replies.append(reply)
             update.messages.append({"role": "assistant", "content": reply.text})

@@ -58,6 +58,7 @@ class Config:
     gradient_checkpointing: Literal["auto", "on", "off"] = flag(
         "auto", "compute activations again in the backward pass; auto: for models above 100 million weights"
     )
+    compile: bool = flag(False, "train through compiled layers (torch.compile; on a CPU it needs a C++ compiler)")
     lora_rank: int = flag(16, "rank of the LoRA adapter")
     lora_alpha: int = flag(32, "scale of the adapter (alpha / rank multiplies it)")
     lora_dropout: float = flag(0.0, "dropout in the adapter")
@@ -155,7 +156,7 @@ class Config:
 # What may change when a run goes on; all else would make it another run.
 MAY_CHANGE = (
     "steps lr grad_clip rollouts_at_once kv_tokens merge_adapter cuda_graphs tokens_per_microbatch "
-    "gradient_checkpointing eval_every eval_packs sample_every checkpoint_every"
+    "gradient_checkpointing compile eval_every eval_packs sample_every checkpoint_every"
 ).split()
 
 
@@ -368,6 +369,8 @@ def build(config: Config, accelerator: Accelerator):
     sampling = (config.temperature, config.max_reply_tokens, config.kv_tokens, config.merge_adapter, config.cuda_graphs)
     policy = Policy(model, tokenizer, *sampling)
     check_window(policy, config)
+    if config.compile:
+        policy.compile()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)

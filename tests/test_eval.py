@@ -16,7 +16,7 @@ import eval as script
 from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
 from models import Lora, add_adapter, load_model
-from players import BayesPlayer, RandomPlayer
+from players import PLAYERS, LakeLearner, LakeRandom
 from policy import Policy
 from rollout import Episode, Penalties, Reply, Rollout, play, run
 
@@ -94,14 +94,14 @@ def test_record_is_the_same_every_time():
 def test_evaluate_plays_the_packs_it_is_given():
     packs = [make_pack("frozenlake", seed, 3, "tiny") for seed in (4, 2, 9)]
     for hints in (True, False):
-        rollouts = run([play(pack.fresh(), Penalties(), hints) for pack in packs], BayesPlayer())
-        assert evaluate(BayesPlayer(), "bayes", packs, Penalties(), hints) == summarise("bayes", rollouts)
+        rollouts = run([play(pack.fresh(), Penalties(), hints) for pack in packs], LakeLearner())
+        assert evaluate(LakeLearner(), "learner", packs, Penalties(), hints) == summarise("learner", rollouts)
         assert all(len(rollout.episodes) == (5 if hints else 3) for rollout in rollouts)
 
 
 def test_reference_players_are_those_that_play_the_environment():
     players = reference_players("frozenlake")
-    assert {label: type(player) for label, player in players.items()} == {"random": RandomPlayer, "bayes": BayesPlayer}
+    assert {label: type(player) for label, player in players.items()} == PLAYERS["frozenlake"]
     assert reference_players("another") == {}
 
 
@@ -135,14 +135,18 @@ def test_table_has_a_line_for_each_record():
 def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(script.plt, "close", figures.append)
-    records = [record_of("mine", 0.25, 0.5, 0.75), record_of("random", 0.3, 0.4, 0.5), record_of("bayes", 0.5, 0.9, 1)]
+    records = [
+        record_of("mine", 0.25, 0.5, 0.75),
+        record_of("random", 0.3, 0.4, 0.5),
+        record_of("learner", 0.5, 0.9, 1),
+    ]
     history = [{"step": 10 * k, "success": [0.1, 0.2, 0.1 * k]} for k in range(steps)]
     draw(records, tmp_path / "picture.png", "The title", history or None)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     [figure] = figures
     left, *right = figure.axes
     handles, labels = left.get_legend_handles_labels()
-    assert labels == ["mine", "random", "bayes"] and left.get_title() == "The title"
+    assert labels == ["mine", "random", "learner"] and left.get_title() == "The title"
     for handle, record in zip(handles, records, strict=True):
         assert list(handle[0].get_xdata()) == [0, 1, 2]
         assert list(handle[0].get_ydata()) == pytest.approx(record["success"])
@@ -306,8 +310,8 @@ def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder)
 
 
 def test_policy_may_be_a_player_or_a_model_in_another_precision(model_folder):
-    assert isinstance(load_policy(script.EvalConfig("bayes")), BayesPlayer)
-    assert isinstance(load_policy(script.EvalConfig("random")), RandomPlayer)
+    assert isinstance(load_policy(script.EvalConfig("learner")), LakeLearner)
+    assert isinstance(load_policy(script.EvalConfig("random")), LakeRandom)
     assert load_policy(script.EvalConfig(str(model_folder), dtype="bfloat16")).model.dtype == torch.bfloat16
 
 
@@ -368,10 +372,14 @@ def start(*argv, cwd):
 def test_random_player_from_the_shell(tmp_path):
     done = start("--policy", "random", "--packs", "3", "--pack-size", "2", "--output", "a/b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "random" in done.stdout and "bayes" in done.stdout and "position 1" in done.stdout
+    assert "random" in done.stdout and "learner" in done.stdout and "position 1" in done.stdout
     saved = results(tmp_path / "a" / "b")
     assert saved["config"]["policy"] == "random" and saved["config"]["packs"] == 3
-    assert [(record["label"], record["packs"]) for record in saved["records"]] == [("random", 3), ("bayes", 3)]
+    assert [(record["label"], record["packs"]) for record in saved["records"]] == [
+        ("random", 3),
+        ("informed", 3),
+        ("learner", 3),
+    ]
     assert all(len(record["success"]) == 2 for record in saved["records"])
 
 
@@ -441,7 +449,7 @@ def test_run_is_evaluated_on_its_own_level_unless_told_otherwise(run_folder, tmp
     assert {arguments[3] for arguments in made} == {"train"}
     assert {arguments[1] for arguments in made[1:]} == {6, 7}  # the packs of other seeds are others
     saved = results(tmp_path)
-    assert [record["label"] for record in saved["records"]] == ["a-run", "random", "bayes"]
+    assert [record["label"] for record in saved["records"]] == ["a-run", "random", "informed", "learner"]
     assert saved["records"][0]["truncated"] > 0 and "truncated" in capsys.readouterr().out
     made.clear()
     call(monkeypatch, *options, "--level", "tiny")
@@ -476,18 +484,19 @@ def test_evaluation_is_repeatable_and_its_seed_is_that_of_the_sampling_too(model
         call(monkeypatch, *options, "--output", tmp_path / folder)
     call(monkeypatch, *options, "--output", tmp_path / "c", "--seed", 1)
     assert results(tmp_path / "a")["records"] == results(tmp_path / "b")["records"]
-    assert len(seeds) == 9 and seeds[0] == seeds[3] != seeds[6]  # each time the policy and two players
+    assert len(seeds) == 12 and seeds[0] == seeds[4] != seeds[8]  # each time the policy and three players
 
 
 def test_hints_can_be_blanked(tmp_path, monkeypatch):
     asked = []
     original = script.play
     monkeypatch.setattr(script, "play", lambda pack, p, hints: asked.append(hints) or original(pack, p, hints))
-    call(monkeypatch, "--policy", "bayes", "--context", "none", "--packs", 40, "--output", tmp_path)
-    blanked, random_player = results(tmp_path)["records"]
-    assert (blanked["label"], random_player["label"]) == ("bayes, hints blanked", "random")
-    assert asked == [False] * 40 + [True] * 40  # the player it is compared with keeps its hints
-    call(monkeypatch, "--policy", "bayes", "--packs", 40, "--output", tmp_path)
+    call(monkeypatch, "--policy", "learner", "--context", "none", "--packs", 40, "--output", tmp_path)
+    blanked, *others = results(tmp_path)["records"]
+    labels = [blanked["label"], *(record["label"] for record in others)]
+    assert labels == ["learner, hints blanked", "random", "informed", "learner"]
+    assert asked == [False] * 40 + [True] * 120  # the players it is compared with keep their hints
+    call(monkeypatch, "--policy", "learner", "--packs", 40, "--output", tmp_path)
     assert results(tmp_path)["records"][0]["success"][3] > blanked["success"][3] + 0.2
 
 
@@ -502,8 +511,16 @@ def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
 def test_length_penalty_is_in_the_reward_only(tmp_path, monkeypatch):
     records = []
     for coefficient in (0, 0.4):
-        options = ["--policy", "bayes", "--packs", 20, "--length-penalty", coefficient, "--output", tmp_path]
+        options = ["--policy", "learner", "--packs", 20, "--length-penalty", coefficient, "--output", tmp_path]
         call(monkeypatch, *options)
         records.append(results(tmp_path)["records"][0])
     assert records[0]["success"] == records[1]["success"] == records[0]["reward"]
     assert all(less < more for less, more in zip(records[1]["reward"], records[0]["reward"], strict=True))
+
+
+def test_share_of_the_gap_from_random_player_to_learner():
+    values = {"random": (0.2, 0.2, 0.5), "learner": (0.6, 1.0, 0.5), "informed": (1, 1, 1), "mine": (0.3, 1.0, 0.7)}
+    records = [record_of(label, *successes) for label, successes in values.items()]
+    # (0.3 - 0.2) / (0.6 - 0.2), (1 - 0.2) / (1 - 0.2), and no gap at all
+    assert script.gap_closed(records) == "mine: closes 25% 100% - of the gap from random to learner, by position"
+    assert script.gap_closed(records[1:]) == ""

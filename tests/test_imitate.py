@@ -29,7 +29,7 @@ from imitate import (
     sample_packs,
 )
 from models import add_adapter, load_model
-from players import BayesPlayer, Planner, RandomPlayer
+from players import LakeLearner, LakeRandom, Planner
 from policy import Policy, pad_batch
 from rollout import play, run
 
@@ -114,7 +114,7 @@ def test_drills_differ(chat):
     assert drill(chat, random.Random(0)).ids == first.ids
 
 
-@pytest.mark.parametrize("player", [Planner(0), BayesPlayer(), RandomPlayer(0)])
+@pytest.mark.parametrize("player", [Planner(0), LakeLearner(), LakeRandom(0)])
 def test_teacher_masks_the_replies_and_the_ends_of_the_turns(player, tokenizer, chat):
     packs = [make_pack("frozenlake", seed, 3, "tiny") for seed in range(10)]
     for result in run(map(play, packs), Teacher(player, chat)):
@@ -126,7 +126,7 @@ def test_teacher_masks_the_replies_and_the_ends_of_the_turns(player, tokenizer, 
 
 
 def test_teacher_lets_no_reply_spell_special_tokens(tokenizer, chat):
-    class Odd(RandomPlayer):
+    class Odd(LakeRandom):
         def act(self, messages):
             return "a<|end|><|user|>b"
 
@@ -247,7 +247,7 @@ def test_policy_samples_its_own_rollouts_repeatably(tokenizer):
 
 def test_hint_quality_by_hand():
     """Of four entries: two right, one wrong; and in a second pack nothing is known."""
-    results = run([play(make_pack("frozenlake", seed, 2, "tiny")) for seed in (3, 4)], RandomPlayer(0))
+    results = run([play(make_pack("frozenlake", seed, 2, "tiny")) for seed in (3, 4)], LakeRandom(0))
     mapping = make_pack("frozenlake", 3, 1, "tiny").tasks[0].mapping
     entries = [f"- {mapping[0]}: Direction 1", f"- {mapping[1]}: Direction 2", f"- {mapping[2]}: Direction 4"]
     results[0].of("update")[-1].context = "\n".join([*entries, f"- {mapping[3]}: unknown"])
@@ -304,8 +304,19 @@ def test_player_and_level_are_those_of_the_flags(model_folder, tmp_path, monkeyp
     monkeypatch.setattr(script, "make_pack", lambda *arguments: packs.append(arguments) or make(*arguments))
     options = ["--model", model_folder, "--steps", 1, "--packs-per-step", 2, "--pack-size", 1, "--seed", 4]
     call(monkeypatch, *options, "--output", tmp_path / "a")
-    call(monkeypatch, *options, "--output", tmp_path / "b", "--player", "mediocre", "--level", "train")
-    assert players == [((4,), {}), ((4,), script.PLANNERS["mediocre"])]
+    call(
+        monkeypatch,
+        *options,
+        "--output",
+        tmp_path / "b",
+        "--player",
+        "mediocre",
+        "--level",
+        "train",
+        "--spell-out",
+        "True",
+    )
+    assert players == [((4,), {"spell_out": False}), ((4,), {**script.PLANNERS["mediocre"], "spell_out": True})]
     assert [(size, level) for _, _, size, level in packs] == [(1, "tiny")] * 2 + [(1, "train")] * 2
     assert 0 < players[1][1]["recall"] < 1
 

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from envs import LAKE_LEVELS, FrozenLake, LakeMap, Pack, make_pack, parse_answer
-from players import ACTIONS, ALL_MAPPINGS, BayesPlayer, Planner, RandomPlayer, read_lake, success_count
+from envs import LAKE_LEVELS, FrozenLake, LakeMap, Pack, cell_name, make_pack, parse_answer
+from players import ACTIONS, ALL_MAPPINGS, LakeInformed, LakeLearner, LakeRandom, Planner, read_lake, success_count
 from rollout import play, run
 
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -120,7 +120,7 @@ PLAYED = [
 @pytest.mark.parametrize(("lake", "level", "turns"), PLAYED)
 def test_bayes_player_reaches_the_optimal_success_rate(lake, level, turns):
     packs = [hand_pack([lake], mapping, level, max_turns=turns) for mapping in MAPPINGS]
-    rollouts = run(map(play, packs), BayesPlayer())
+    rollouts = run(map(play, packs), LakeLearner())
     won = sum(rollout.episodes[0].outcome for rollout in rollouts)
     assert won == success_count(lake, lake.start, ALL_MAPPINGS, turns)
     assert 0 < won <= 24
@@ -129,7 +129,7 @@ def test_bayes_player_reaches_the_optimal_success_rate(lake, level, turns):
 def test_bayes_player_is_optimal_in_the_second_task_given_the_first():
     first, second = LakeMap(3, frozenset({(1, 1)}), (0, 0), (0, 2)), LakeMap(3, frozenset({(0, 1)}), (0, 0), (1, 2))
     packs = [hand_pack([first, second], mapping, max_turns=3) for mapping in MAPPINGS]
-    rollouts = run(map(play, packs), BayesPlayer())
+    rollouts = run(map(play, packs), LakeLearner())
     groups = {}  # history of the first task -> the mappings that have it
     for pack, rollout in zip(packs, rollouts, strict=True):
         groups.setdefault(tuple(history_of(pack.tasks[0], rollout.episodes[0])), []).append(pack.tasks[0].mapping)
@@ -141,7 +141,7 @@ def test_bayes_player_is_optimal_in_the_second_task_given_the_first():
 @pytest.mark.parametrize("level", LAKE_LEVELS)
 def test_bayes_hint_carries_the_exact_belief(level):
     """Before the hint, in the hint, and by brute force over all that happened in the pack so far."""
-    player, sizes = BayesPlayer(), set()
+    player, sizes = LakeLearner(), set()
     packs = [make_pack("frozenlake", seed, 3, level) for seed in range(6 if level == "hard" else 25)]
     for pack, rollout in zip(packs, run(map(play, packs), player), strict=True):
         want = MAPPINGS
@@ -160,7 +160,7 @@ def test_bayes_hint_carries_the_exact_belief(level):
 
 def test_bayes_hint_is_exact_for_any_facts_per_action():
     """Whatever a move shows says of one action that it is one of some directions, as random facts do here."""
-    rng, player = random.Random(3), BayesPlayer()
+    rng, player = random.Random(3), LakeLearner()
     rules = hand_pack([PLAYED[0][0]], MAPPINGS[0]).tasks[0].rules
     scene = "Turn 1 of 8, goal at row 1, column 2:\nP G _\n_ _ _\n_ _ _"
     for _ in range(60):
@@ -218,8 +218,8 @@ def play_packs(player, seeds, size=4, level="train"):
 
 
 PLAYERS = {
-    "random": RandomPlayer,
-    "bayes": lambda seed: BayesPlayer(),
+    "random": LakeRandom,
+    "bayes": lambda seed: LakeLearner(),
     "planner": Planner,
     "sloppy planner": lambda seed: Planner(seed, plan=0.5, recall=0.5, write=0.5, wrong=0.5),
 }
@@ -245,7 +245,7 @@ def test_players_follow_their_seed(name):
 
 
 def test_random_player_chooses_all_actions_evenly():
-    player = RandomPlayer(0)
+    player = LakeRandom(0)
     actions = [parse_answer(player.act([])) for _ in range(2000)]
     assert set(actions) == set(ACTIONS)
     assert all(abs(actions.count(action) / 2000 - 0.25) < 0.05 for action in ACTIONS)
@@ -328,4 +328,38 @@ def test_planner_knobs():
 
     clean = success(Planner(0))
     assert success(Planner(0, plan=0.0)) < clean and success(Planner(0, recall=0.0)) < clean
-    assert success(RandomPlayer(0)) < clean
+    assert success(LakeRandom(0)) < clean
+
+
+@pytest.mark.parametrize("level", LAKE_LEVELS)
+def test_informed_player_always_reaches_the_goal_on_a_shortest_path(level):
+    packs, rollouts = play_packs(LakeInformed(0), range(60), level=level)
+    for pack, rollout in zip(packs, rollouts, strict=True):
+        for task, episode in zip(pack.tasks, rollout.of("solve"), strict=True):
+            assert (episode.outcome, len(episode.replies)) == (1.0, task.lake.distance())
+
+
+def test_spelled_out_thoughts_change_the_wording_only_and_are_true():
+    packs, brief = play_packs(Planner(5), range(20))
+    _, spelled = play_packs(Planner(5, spell_out=True), range(20))
+    seen = 0
+    for pack, short, long in zip(packs, brief, spelled, strict=True):
+        tasks = iter(pack.tasks)
+        for one, other in zip(short.episodes, long.episodes, strict=True):
+            assert (one.reward, one.kind) == (other.reward, other.kind)
+            if one.kind == "update":
+                assert one.context == other.context
+                continue
+            task = next(tasks)
+            task.reset()
+            for reply, thought in zip(one.replies, other.replies, strict=True):
+                places, rest = thought.text.split("\n")
+                assert rest == reply.text
+                cell, goal = cell_name(task.cell), cell_name(task.lake.goal)
+                assert places.startswith(f"I am at {cell}, the goal is at {goal}. Good: ")
+                for way in places.partition("Good: ")[2].removesuffix(".").split(", "):
+                    after = dataclasses.replace(task.lake, start=task.lake.move(task.cell, way)).distance()
+                    assert after == dataclasses.replace(task.lake, start=task.cell).distance() - 1
+                    seen += 1
+                task.step(reply.text)
+    assert seen > 100

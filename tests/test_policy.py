@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from transformers import (
 import imitate
 import models
 import policy as policies
-from envs import BadInput, Pack
+from envs import BadInput, Pack, make_pack
 from models import Lora, add_adapter, load_model
 from policy import OUTGROWN, Policy, batches_by_length, pad_batch
 from rollout import TOO_LONG, Episode, Reply, play, run
@@ -699,3 +700,31 @@ def test_adapter_comes_back_from_its_folder(model_folder, tmp_path):
     again = add_adapter(load_model(str(model_folder))[0], folder=tmp_path)
     assert any(parameter.requires_grad for parameter in again.parameters())
     torch.testing.assert_close(Policy(again, tokenizer).logprobs(ids, mask)[0], trained)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for the CPU with a C++ compiler")
+def test_compiled_layers_give_the_same_gradient_and_leave_sampling_alone(tokenizer):
+    """Also with activations computed again."""
+    torch._dynamo.reset()
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = imitate.build_model(tokenizer)
+        if compiled:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        policy = Policy(model, tokenizer, max_reply_tokens=8)
+        if compiled:
+            policy.compile()
+        with policy.sampling():
+            rollouts = run([play(make_pack("frozenlake", 0, 2, "tiny"))], policy)
+        assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        ids, mask, logps = pad_batch([e for rollout in rollouts for e in rollout.episodes], "cpu")
+        policy.model.train()
+        logp, _ = policy.logprobs(ids, mask)
+        assert (logp - logps).abs().max() < 1e-4
+        logp.sum().backward()
+        results.append((ids, torch.cat([p.grad.flatten() for p in policy.model.parameters()])))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    (plain_ids, plain), (ids, gradient) = results
+    assert torch.equal(plain_ids, ids)
+    assert (gradient - plain).norm() < 1e-5 * plain.norm()

@@ -7,7 +7,7 @@ from doubles import Script, message, tokens
 
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, UPDATE_SYSTEM
 from envs import LAKE_LEVELS, FrozenLake, LakeMap, Pack, make_pack
-from players import BayesPlayer
+from players import LakeLearner
 from rollout import Penalties, play, run
 
 # ---------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ SEEDS = [5, 3, 8, 0, 1, 2, 9, 7]
 @pytest.mark.parametrize("at_once", [1, 3, 100])
 def test_order_of_answers_and_number_at_once_change_nothing(at_once):
     packs = [make_pack("frozenlake", seed, 3, "tiny") for seed in SEEDS]
-    expected = [story(alone(play(pack), BayesPlayer())) for pack in packs]
+    expected = [story(alone(play(pack), LakeLearner())) for pack in packs]
     open_games, most_open = set(), [0]
 
     def watched(k, game):
@@ -250,7 +250,7 @@ def test_order_of_answers_and_number_at_once_change_nothing(at_once):
         open_games.remove(k)
         return result
 
-    policy = Partial(BayesPlayer(), at_once)
+    policy = Partial(LakeLearner(), at_once)
     results = run([watched(k, play(pack.fresh())) for k, pack in enumerate(packs)], policy, at_once=at_once)
     assert [story(result) for result in results] == expected
     assert [result.pack_seed for result in results] == SEEDS
@@ -262,7 +262,7 @@ def test_no_games_need_no_policy():
 
 
 def test_episodes_alternate_and_pass_hints_on():
-    result = run([play(make_pack("frozenlake", 1, 3, "tiny"))], BayesPlayer())[0]
+    result = run([play(make_pack("frozenlake", 1, 3, "tiny"))], LakeLearner())[0]
     kinds = [(episode.kind, episode.position) for episode in result.episodes]
     assert kinds == [("solve", 0), ("update", 0), ("solve", 1), ("update", 1), ("solve", 2)]
     written = [update.context for update in result.of("update")]
@@ -271,7 +271,7 @@ def test_episodes_alternate_and_pass_hints_on():
 
 
 def test_without_hints_there_are_no_updates_and_every_task_sees_the_initial_context():
-    result = run([play(make_pack("frozenlake", 1, 3, "tiny"), hints=False)], BayesPlayer())[0]
+    result = run([play(make_pack("frozenlake", 1, 3, "tiny"), hints=False)], LakeLearner())[0]
     assert [(episode.kind, episode.position) for episode in result.episodes] == [
         ("solve", 0),
         ("solve", 1),
@@ -283,15 +283,15 @@ def test_without_hints_there_are_no_updates_and_every_task_sees_the_initial_cont
 
 
 def test_pack_of_one_task_is_one_episode():
-    result = run([play(make_pack("frozenlake", 1, 1, "tiny"))], BayesPlayer())[0]
+    result = run([play(make_pack("frozenlake", 1, 1, "tiny"))], LakeLearner())[0]
     assert [(episode.kind, episode.context) for episode in result.episodes] == [("solve", NO_HINTS_YET)]
 
 
 def test_ralph_loop_starts_the_same_task_again_with_new_hints():
     pack = make_pack("frozenlake", 1, 3, "tiny", ralph=True)
-    solved = run([play(pack)], BayesPlayer())[0].of("solve")
+    solved = run([play(pack)], LakeLearner())[0].of("solve")
     assert len({episode.messages[1]["content"] for episode in solved}) == 1
     assert "Turn 1 of 4" in solved[0].messages[1]["content"]
     assert solved[0].context == NO_HINTS_YET != solved[1].context
-    others = run([play(make_pack("frozenlake", 1, 3, "tiny"))], BayesPlayer())[0].of("solve")
+    others = run([play(make_pack("frozenlake", 1, 3, "tiny"))], LakeLearner())[0].of("solve")
     assert len({episode.messages[1]["content"] for episode in others}) == 3
