@@ -14,6 +14,7 @@ penalties, ...) unless a flag says otherwise.
 import contextlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -81,6 +82,24 @@ def parse_flags(settings: type, argv: list[str] | None = None, defaults: list[st
     return settings(**vars(parser.parse_args(given + argv)))
 
 
+World = tuple[str, str]  # an environment and its level
+
+
+def parse_envs(text: str) -> list[World]:
+    """ENV/LEVEL=SHARE,...: the environments of successive packs, each as often as its share says.
+
+    Without a level it is "train", without a share 1.
+    """
+    cycle = []
+    for part in text.split(","):
+        name, _, share = part.strip().partition("=")
+        env, _, level = name.partition("/")
+        if not re.fullmatch("[1-9][0-9]{0,2}", share or "1"):
+            raise BadInput(f"envs={text!r}: the share {share!r} must be a whole number from 1 to 999")
+        cycle += [(env, level or "train")] * int(share or 1)
+    return cycle
+
+
 def command_line(main: Callable[[], None]) -> None:
     """Run a script's main; what the user can mend is printed as one line, and the exit code is then not zero."""
     sys.stdout.reconfigure(line_buffering=True)  # lines show at once in a log file too
@@ -110,7 +129,7 @@ def evaluate(
     rollouts = run(games, policy, f"eval/{seed}", first, at_once, progress=f"evaluating {label}")
     if state.num_processes > 1:  # the rewards of all, without the conversations
         light = [[replace(e, messages=[], ids=[], mask=[], logps=[], task=None) for e in r.episodes] for r in rollouts]
-        shares = [Rollout(r.pack_seed, episodes) for r, episodes in zip(rollouts, light, strict=True)]
+        shares = [replace(r, episodes=episodes) for r, episodes in zip(rollouts, light, strict=True)]
         rollouts = gather_object(shares)
     return summarise(label, rollouts)
 
@@ -176,7 +195,8 @@ STYLES = {"random": ("0.7", ":"), "informed": ("0.5", "-."), "learner": ("0.3", 
 
 
 def draw(records: list[dict], path: Path, title: str, history: list[dict] | None = None) -> None:
-    """Success by position, one line a record; with `history` (records with a "step") also by position over training."""
+    """Success by position, one line a record; with `history` (metrics of training steps) also over training, with the
+    shares of replies and hints that could not be read."""
     figure, axes = plt.subplots(1, 2 if history else 1, figsize=(10 if history else 5.5, 4.4), squeeze=False)
     left = axes[0, 0]
     for record in records:
@@ -194,6 +214,9 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
             shade = plt.cm.viridis(0.85 * (1 - j / max(1, len(history[0]["success"]) - 1)))
             steps, values = [h["step"] for h in history], [h["success"][j] for h in history]
             right.plot(steps, values, color=shade, label=f"position {j}")
+        for name, line in (("broken_format", "--"), ("broken_hint", ":")):
+            label = name.replace("_", " ")
+            right.plot([h["step"] for h in history], [h[name] for h in history], line, color="tab:red", label=label)
         right.set(xlabel="training step", ylim=(-0.03, 1.03), title="training rollouts, success by position")
     for axis in axes[0]:
         axis.grid(alpha=0.3)
@@ -308,6 +331,8 @@ def main() -> None:
     if is_run(Path(config.policy)):
         settings = read_run(Path(config.policy))
         of_run = {name: settings[name] for name in FROM_RUN if name in settings}
+        if settings.get("envs"):  # the first of several, unless a flag names another
+            of_run["env"], of_run["level"] = parse_envs(settings["envs"])[0]
         config = parse_flags(EvalConfig, defaults=as_flags(EvalConfig, config.policy, of_run))
     config.validate()
     if config.merge_to:

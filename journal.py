@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load
 
 from envs import BadInput, first_line
-from eval import draw, evaluate, table
+from eval import World, draw, evaluate, gap_closed, reference_players, table
 from models import read_adapter
 from players import Player
 from policy import Policy
@@ -44,7 +44,7 @@ def open_run(config: "Config", accelerator: Accelerator) -> Path:
     """Create the run folder of a new run and write its config.json (main process; the others are told)."""
     folder = None
     if accelerator.is_main_process:
-        base = f"{config.env}-{config.level}-seed{config.seed}"
+        base = f"{'mixed' if config.envs else f'{config.env}-{config.level}'}-seed{config.seed}"
         names = [config.name] if config.name else chain([base], (f"{base}-{n}" for n in count(2)))
         folders = (Path(config.output) / name for name in names)
         folder = next((folder for folder in folders if not (folder / "config.json").exists()), None)
@@ -170,36 +170,55 @@ class Journal:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
         record = values.get("eval", values)
         prefix = f"{record['label']}/" if "eval" in values else ""
+        if "eval" in values and self.config.envs:
+            prefix += f"{record['env']}/"
         flat = {}
         for key, value in record.items():
             if isinstance(value, list):
                 flat |= {f"{prefix}{key}/{j}": x for j, x in enumerate(value)}
-            elif key != "label":
+            elif key not in ("label", "env"):
                 flat[prefix + key] = value
         self.accelerator.log(flat, step=step)
 
-    def test(self, label: str, step: int, policy: Policy, player: Player | None = None, hints: bool = True) -> None:
-        """Evaluate the policy (or a scripted player) and log the record; "validation" has packs of its own."""
+    def test(self, label: str, step: int, policy: Policy, hints: bool = True) -> None:
+        """Evaluate the policy in every environment and log the records; "validation" has packs of its own."""
+        for world in self.config.worlds:
+            with phase("evaluation", "--kv-tokens", self.accelerator.device, {}), policy.sampling():
+                self._evaluate(label, step, policy, world, hints)
+
+    def test_players(self, step: int) -> None:
+        """Evaluate the scripted players of every environment, for the reference lines."""
+        for world in self.config.worlds:
+            for name, player in reference_players(world[0]).items():
+                self._evaluate(name, step, player, world, True)
+
+    def _evaluate(self, label: str, step: int, policy: Policy | Player, world: World, hints: bool) -> None:
         config = self.config
         seeds = range(config.test_packs)
         if label == "validation":
             seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.eval_packs)
-        packs = [config.pack(seed) for seed in seeds]
-        settings = (config.penalties, hints, config.seed, config.rollouts_at_once)
-        with phase("evaluation", "--kv-tokens", self.accelerator.device, {}), policy.sampling():
-            record = evaluate(player or policy, label, packs, *settings)
-        self.write(step, {"eval": record})
-        self.accelerator.print(f"{label} | success", *(f"{x:.2f}" for x in record["success"]))
+        packs = [config.pack(seed, world) for seed in seeds]
+        record = evaluate(policy, label, packs, config.penalties, hints, config.seed, config.rollouts_at_once)
+        env = "/".join(world)
+        self.write(step, {"eval": {"env": env, **record}})
+        where = f"{env} | " if config.envs else ""
+        self.accelerator.print(f"{where}{label} | success", *(f"{x:.2f}" for x in record["success"]))
 
     def report(self) -> None:
-        """Print the table of the evaluations on the test packs and draw curves.png."""
+        """For every environment print the table of the evaluations on the test packs and draw them, curves.png."""
         lines, config = self.read(), self.config
-        records = [line["eval"] for line in lines if "eval" in line and line["eval"]["label"] != "validation"]
-        history = [line for line in lines if "eval" not in line]
-        title = f"{config.env}, level {config.level}, {config.test_packs} packs"
-        draw(records, self.folder / "curves.png", title, history)
-        print(f"\nsuccess on {config.test_packs} fresh packs, mean and 95 % interval\n{table(records)}")
-        print(f"written: {self.folder / 'curves.png'}, {self.folder / 'adapter'}")
+        for world in config.worlds:
+            env = "/".join(world)
+            records = [line["eval"] for line in lines if "eval" in line and line["eval"]["env"] == env]
+            records = [record for record in records if record["label"] != "validation"]
+            key = f"success/{env}" if len(config.worlds) > 1 else "success"
+            history = [{**line, "success": line[key]} for line in lines if "eval" not in line]
+            picture = self.folder / (f"curves-{'-'.join(world)}.png" if config.envs else "curves.png")
+            draw(records, picture, f"{world[0]}, level {world[1]}, {config.test_packs} packs", history)
+            print(f"\n{env}: success on {config.test_packs} fresh packs, mean and 95 % interval\n{table(records)}")
+            print(gap_closed(records))
+            print(f"written: {picture}")
+        print(f"written: {self.folder / 'adapter'}")
 
 
 class Stop:

@@ -74,6 +74,7 @@ class Rollout:
 
     pack_seed: int
     episodes: list[Episode]
+    env: str = ""  # environment and level of the pack, as in "frozenlake/tiny"
 
     def of(self, kind: str) -> list[Episode]:
         return [episode for episode in self.episodes if episode.kind == kind]
@@ -137,7 +138,7 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
             update.context, update.broken_format = context, not readable
             update.reward = 0.0 if readable else -penalties.bad_hint
             episodes.append(update)
-    return Rollout(pack.seed, episodes)
+    return Rollout(pack.seed, episodes, f"{pack.env}/{pack.level}")
 
 
 def run(

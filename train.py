@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from check import full_check, short_check
 from envs import BadInput, Pack, make_pack
-from eval import as_flags, command_line, flag, is_run, parse_flags, read_run, reference_players
+from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from journal import TRAIN_SEEDS, Journal, Stop, as_text, load_checkpoint, open_run, phase, save_checkpoint, write_text
 from models import Lora, add_adapter, load_model
@@ -66,6 +66,7 @@ class Config:
     # the tasks
     env: str = flag("frozenlake", "environment (envs.py)")
     level: str = flag("tiny", "level of the environment")
+    envs: str = flag("", "several environments instead, ENV/LEVEL=SHARE each, as in frozenlake/train=2,alchemy/train=1")
     pack_size: int = flag(4, "S, tasks in a pack; 1 is task-by-task RL without hints")
     ralph: bool = flag(False, "Ralph loop: all tasks of a pack are the same task")
     # the batch
@@ -143,14 +144,32 @@ class Config:
             raise BadInput(f"updates_per_batch={self.updates_per_batch}: a batch has {n_episodes} episodes only")
         if Path(self.output).is_file():
             raise BadInput(f"output={self.output!r}: is a file; name a folder")
-        make_pack(self.env, 0, self.pack_size, self.level)  # unknown environments and levels end here
+        for world in self.worlds:  # unknown environments and levels end here
+            self.pack(0, world)
+        if len(self.cycle) > self.packs_per_step:
+            raise BadInput(
+                f"envs={self.envs!r}: its shares add up to {len(self.cycle)}, "
+                f"but a step has {self.packs_per_step} packs only (packs_per_step)"
+            )
 
     @property
     def penalties(self) -> Penalties:
         return Penalties(self.length_penalty, self.length_lo, self.length_hi, self.hint_penalty)
 
-    def pack(self, seed: int) -> Pack:
-        return make_pack(self.env, seed, self.pack_size, self.level, self.ralph)
+    @property
+    def cycle(self) -> list[World]:
+        """The environments of successive packs, again and again."""
+        return parse_envs(self.envs) if self.envs else [(self.env, self.level)]
+
+    @property
+    def worlds(self) -> list[World]:
+        """The environments, each with its level, once."""
+        return list(dict.fromkeys(self.cycle))
+
+    def pack(self, seed: int, world: World | None = None) -> Pack:
+        """The pack of that seed, in its turn of the environments or in the given one."""
+        env, level = world or self.cycle[seed % len(self.cycle)]
+        return make_pack(env, seed, self.pack_size, level, self.ralph)
 
 
 # What may change when a run goes on; all else would make it another run.
@@ -274,20 +293,28 @@ def divergence(policy: Policy, episodes: list[Episode], config: Config, accelera
     return divergence / max(1, tokens)
 
 
-def rollout_metrics(groups: list[list[Rollout]], accelerator: Accelerator) -> dict:
+def by_position(groups: list[list[Rollout]], size: int) -> dict[str, list[list[float]]]:
+    """name -> position -> what is to be averaged."""
+    solved = [[[rollout.of("solve")[j] for rollout in group] for group in groups] for j in range(size)]  # [S][packs][G]
+    return {
+        "success": [[e.outcome for group in at for e in group] for at in solved],
+        "reward": [[e.reward for group in at for e in group] for at in solved],
+        "zero_variance": [[len({e.reward for e in group}) == 1 for group in at] for at in solved],
+    }
+
+
+def rollout_metrics(groups: list[list[Rollout]], config: Config, accelerator: Accelerator) -> dict:
     """What the step's rollouts look like, over all processes; lists are by position."""
     rollouts = [rollout for group in groups for rollout in group]
-    solved = list(zip(*(rollout.of("solve") for rollout in rollouts), strict=True))  # [S][rollouts]
+    tasks = [episode for rollout in rollouts for episode in rollout.of("solve")]
     updates = [episode for rollout in rollouts for episode in rollout.of("update")]
-    tasks = [episode for at in solved for episode in at]
     episodes = tasks + updates
-    values = {  # to be averaged
-        "success": [[e.outcome for e in at] for at in solved],
-        "reward": [[e.reward for e in at] for at in solved],
-        "zero_variance": [
-            [len({rollout.of("solve")[j].reward for rollout in group}) == 1 for group in groups]
-            for j in range(len(solved))
-        ],
+    listed = by_position(groups, config.pack_size)
+    if len(config.worlds) > 1:
+        for env in map("/".join, config.worlds):
+            of_env = by_position([group for group in groups if group[0].env == env], config.pack_size)
+            listed |= {f"{name}/{env}": values for name, values in of_env.items()}
+    values = listed | {  # to be averaged
         "broken_format": [[e.broken_format for e in tasks]],
         "broken_hint": [[e.broken_format for e in updates]],
         "truncated": [[reply.truncated for e in episodes for reply in e.replies]],
@@ -301,10 +328,8 @@ def rollout_metrics(groups: list[list[Rollout]], accelerator: Accelerator) -> di
     sums = iter(accelerator.reduce(sums.to(accelerator.device), "sum").tolist())
     totals = {name: [next(sums) for _ in lists] for name, lists in values.items()}
     means = {name: [total / max(1, n) for total, n in pairs] for name, pairs in totals.items()}
-    by_position = ("success", "reward", "zero_variance")
     tokens = int(totals["tokens_sampled"][0][0])
-    single = {name: mean[0] for name, mean in means.items() if name not in by_position}
-    return {name: means[name] for name in by_position} | single | {"tokens_sampled": tokens}
+    return {name: mean if name in listed else mean[0] for name, mean in means.items()} | {"tokens_sampled": tokens}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -343,11 +368,16 @@ def step_line(step: int, config: Config, metrics: dict) -> str:
 def check_window(policy: Policy, config: Config) -> None:
     """Raise BadInput if a conversation in which every reply is as long as allowed would not fit into the model.
 
-    Measured on one pack; observations are taken to be as long as the first one.
+    Measured on one pack of each environment; observations are taken to be as long as the first one.
     """
-    episode = next(play(config.pack(0)))
+    for world in config.worlds:
+        check_window_in(policy, config, world)
+
+
+def check_window_in(policy: Policy, config: Config, world: World) -> None:
+    episode = next(play(config.pack(0, world)))
     policy.chat.open_turn(episode)
-    turns = config.pack(0).tasks[0].max_turns
+    turns = episode.task.max_turns
     observation = len(policy.chat.encode(episode.messages[-1]["content"]))
     longest = len(episode.ids) + turns * (config.max_reply_tokens + observation)
     if longest > policy.max_length:
@@ -393,7 +423,7 @@ def training_step(
         groups = collect(policy, config, step, accelerator.process_index, accelerator.num_processes)
     with phase("train", "--tokens-per-microbatch", accelerator.device, usage):
         episodes = assign_advantages(groups, config, accelerator)
-        metrics = rollout_metrics(groups, accelerator) | {"lr": adapter["lr"]}
+        metrics = rollout_metrics(groups, config, accelerator) | {"lr": adapter["lr"]}
         metrics |= optimise(policy, optimizer, episodes, config, accelerator, step)
         if config.kl_coef == 0:  # else the loss has measured it
             metrics["kl"] = divergence(policy, episodes, config, accelerator)
@@ -425,7 +455,7 @@ def train(config: Config, folder: Path | None = None) -> None:
     accelerator = launch(config)
     began = time.perf_counter()
     policy, optimizer = build(config, accelerator)
-    pack = make_pack(config.env, 0, min(2, config.pack_size), config.level)
+    pack = dataclasses.replace(config, pack_size=min(2, config.pack_size)).pack(0)
     if config.check:
         return full_check(policy, pack)
     accelerator.print(short_check(policy, pack))
@@ -470,8 +500,7 @@ def train(config: Config, folder: Path | None = None) -> None:
             stop.end_step(accelerator)
         journal.test("after training", done, policy)
         journal.test("after, hints blanked", done, policy, hints=False)
-        for name, player in reference_players(config.env).items():
-            journal.test(name, done, policy, player)
+        journal.test_players(done)
     except KeyboardInterrupt:
         if not stop.in_step:  # else the step was broken off
             if saved < done:

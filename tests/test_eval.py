@@ -140,7 +140,10 @@ def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch
         record_of("random", 0.3, 0.4, 0.5),
         record_of("learner", 0.5, 0.9, 1),
     ]
-    history = [{"step": 10 * k, "success": [0.1, 0.2, 0.1 * k]} for k in range(steps)]
+    history = [
+        {"step": 10 * k, "success": [0.1, 0.2, 0.1 * k], "broken_format": 0.2, "broken_hint": 0.3 / (k + 1)}
+        for k in range(steps)
+    ]
     draw(records, tmp_path / "picture.png", "The title", history or None)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     [figure] = figures
@@ -155,10 +158,10 @@ def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch
         assert ends == [pytest.approx(pair) for pair in zip(record["success_low"], record["success_high"], strict=True)]
     assert len(right) == (steps > 0)
     for axis in right:
-        assert [line.get_label() for line in axis.get_lines()] == ["position 0", "position 1", "position 2"]
-        for j, line in enumerate(axis.get_lines()):
-            assert list(line.get_xdata()) == [h["step"] for h in history]
-            assert list(line.get_ydata()) == [h["success"][j] for h in history]
+        expected = {f"position {j}": [h["success"][j] for h in history] for j in range(3)}
+        expected |= {"broken format": [0.2] * steps, "broken hint": [h["broken_hint"] for h in history]}
+        assert {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()} == expected
+        assert all(list(line.get_xdata()) == [h["step"] for h in history] for line in axis.get_lines())
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -36,6 +37,7 @@ import train
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
 from envs import BadInput, make_pack
 from models import Lora, add_adapter, load_model
+from players import LakeRandom
 from policy import Policy, pad_batch
 from rollout import play, run
 from train import Config, assign_advantages, collect, learning_rate_factor, optimise
@@ -517,6 +519,10 @@ def assert_one_line(message, *parts):
 BAD_SETTINGS = {
     "unknown flag": ({"no_such_flag": 7}, ["no_such_flag"]),
     "unknown choice": ({"credit": "best"}, ["credit", "'best'", "discount"]),
+    "unknown environment of several": ({"envs": "frozenlake,chess/train"}, ["env='chess'", "frozenlake"]),
+    "unknown level of several": ({"envs": "frozenlake/easy"}, ["level='easy'", "tiny"]),
+    "share of no packs": ({"envs": "frozenlake/tiny=0"}, ["envs=", "'0'", "1 to 999"]),
+    "more shares than packs": ({"envs": "frozenlake/tiny=2,frozenlake/train"}, ["envs=", "3", "packs_per_step"]),
     "unknown tracker": ({"tracker": "paper"}, ["tracker", "'paper'", "tensorboard"]),
     "not a number": ({"steps": "many"}, ["steps", "'many'"]),
     "negative lr": ({"lr": -1}, ["lr=-1"]),
@@ -842,7 +848,7 @@ def test_eval_of_the_run_repeats_the_evaluation_after_training(context, label, p
     assert run_here(argv, evaluation.main) == 0
     record = json.loads((tmp_path / "eval.json").read_text())["records"][0]
     [logged] = [line["eval"] for line in metrics(plain) if line.get("eval", {}).get("label") == label]
-    assert record | {"label": label} == logged
+    assert record | {"label": label, "env": "frozenlake/tiny"} == logged
 
 
 def test_validation_and_test_packs_are_not_the_same(tmp_path):
@@ -1384,6 +1390,68 @@ def named_blocks():
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
     named = [(re.match(r"# (\w+\.py)\b", block), block) for block in blocks]
     return {match.group(1): block for match, block in named if match}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Several environments
+
+
+def test_packs_take_turns_by_the_shares_of_their_environments():
+    config = Config(envs="frozenlake/tiny=2, frozenlake/hard,frozenlake=1", pack_size=3)
+    assert config.worlds == [("frozenlake", "tiny"), ("frozenlake", "hard"), ("frozenlake", "train")]
+    packs = [config.pack(seed) for seed in range(4 * 10**9, 4 * 10**9 + 12)]
+    assert Counter(pack.level for pack in packs) == {"tiny": 6, "hard": 3, "train": 3}
+    assert [pack.level for pack in packs[:4]] == [pack.level for pack in packs[4:8]]
+    assert all(len(pack.tasks) == 3 and pack.seed == 4 * 10**9 + i for i, pack in enumerate(packs))
+    assert config.pack(5, ("frozenlake", "hard")).level == "hard"
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    output = tmp_path_factory.mktemp("mixed")
+    changes = {"envs": "frozenlake/tiny=2,frozenlake/train=1", "packs_per_step": 3, "steps": 2, "output": output}
+    assert run_here(flags(**changes)) == 0
+    return output / "mixed-seed0"
+
+
+def test_a_mixed_run_reports_every_environment_by_itself(mixed):
+    for line in steps_of(mixed):
+        for name in ("success", "reward", "zero_variance"):
+            tiny, train_level, all_packs = (line[f"{name}{of}"] for of in ("/frozenlake/tiny", "/frozenlake/train", ""))
+            assert len(tiny) == len(train_level) == 2
+            # two of three packs are tiny
+            assert all_packs == pytest.approx([(2 * a + b) / 3 for a, b in zip(tiny, train_level, strict=True)])
+    evaluations = [line["eval"] for line in metrics(mixed) if "eval" in line]
+    labels = {"before training", "after training", "after, hints blanked", *evaluation.PLAYERS["frozenlake"]}
+    for env in ("frozenlake/tiny", "frozenlake/train"):
+        assert {record["label"] for record in evaluations if record["env"] == env} == labels
+        assert (mixed / f"curves-{env.replace('/', '-')}.png").stat().st_size > 10_000
+    tiny, train_level = (
+        [record["success"] for record in evaluations if (record["env"], record["label"]) == (env, "learner")]
+        for env in ("frozenlake/tiny", "frozenlake/train")
+    )
+    assert tiny != train_level
+
+
+def test_the_advantages_of_a_mixed_batch_are_those_of_each_group_alone():
+    """A group is the rollouts of one pack, so environments with other rewards do not shift its baseline."""
+    config = Config(
+        envs="frozenlake/tiny,frozenlake/train", packs_per_step=2, group_size=3, pack_size=2, rebalance=False
+    )
+    games = [config.pack(seed) for seed in (0, 1)]
+    rollouts = run([play(pack.fresh()) for pack in games for _ in range(3)], LakeRandom(0))
+    groups = [rollouts[:3], rollouts[3:]]
+    together = [e.advantage for e in assign_advantages(groups, config, Accelerator())]
+    alone = [e.advantage for group in groups for e in assign_advantages([group], config, Accelerator())]
+    assert together == alone and any(together)
+
+
+def test_evaluation_of_a_mixed_run_takes_the_first_environment_unless_told(mixed, tmp_path):
+    for options, level in (([], "tiny"), (["--level", "train"], "train")):
+        argv = ["--policy", mixed, "--packs", 2, "--output", tmp_path, *options]
+        assert run_here(argv, evaluation.main) == 0
+        settings = json.loads((tmp_path / "eval.json").read_text())["config"]
+        assert (settings["env"], settings["level"]) == ("frozenlake", level)
 
 
 @needs_readme
