@@ -125,7 +125,7 @@ def evaluate(
     """
     state = PartialState()
     first, end = (len(packs) * rank // state.num_processes for rank in (state.process_index, state.process_index + 1))
-    games = [play(pack, penalties, hints) for pack in packs[first:end]]
+    games = [play(pack.fresh(), penalties, hints) for pack in packs[first:end]]
     rollouts = run(games, policy, f"eval/{seed}", first, at_once, progress=f"evaluating {label}")
     if state.num_processes > 1:  # the rewards of all, without the conversations
         light = [[replace(e, messages=[], ids=[], mask=[], logps=[], task=None) for e in r.episodes] for r in rollouts]

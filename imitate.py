@@ -28,10 +28,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from chat import ChatFormat
-from envs import MOVES, BadInput, make_pack
+from environments.frozenlake import MOVES
+from environments.frozenlake_players import ACTIONS, Planner
+from environments.player import Player
+from envs import BadInput, make_pack
 from eval import command_line, flag, parse_flags, summarise
 from models import Lora, add_adapter, load_model
-from players import ACTIONS, Planner, Player
 from policy import Policy, batches_by_length, pad_batch
 from rollout import Episode, Reply, Rollout, play, run
 
@@ -47,7 +49,7 @@ class ImitateConfig:
     model: str = flag("", "model folder or hub name to start from; empty: build the embedded policy from nothing")
     gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from (with --model)")
     player: Literal["clean", "mediocre"] = flag("clean", "whom to imitate (with --model)")
-    spell_out: bool = flag(False, "it first says where it is, and which ways are good (with --model)")
+    spell_out: bool = flag(False, "it first compares rows and columns, and says which ways are good (with --model)")
     level: Literal["tiny", "train", "hard"] = flag("tiny", "level of FrozenLake (with --model)")
     steps: int = flag(100, "optimiser steps (with --model)")
     packs_per_step: int = flag(24, "packs played by the player in a step")

@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load
 
+from environments.player import Player
 from envs import BadInput, first_line
 from eval import World, draw, evaluate, gap_closed, reference_players, table
 from models import read_adapter
-from players import Player
 from policy import Policy
 from rollout import Rollout
 

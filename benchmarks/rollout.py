@@ -17,9 +17,9 @@ import torch
 from shared import Settings, wait_for
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from environments.frozenlake_players import Planner
 from envs import BadInput
 from eval import command_line, flag, parse_flags
-from players import Planner
 from policy import Policy
 from rollout import Episode, Reply, play, run
 

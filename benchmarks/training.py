@@ -17,9 +17,9 @@ from collections.abc import Iterator
 import torch
 from shared import Settings, wait_for
 
+from environments.frozenlake_players import Planner
 from eval import command_line, parse_flags
 from imitate import Teacher
-from players import Planner
 from policy import Policy, batches_by_length, pad_batch
 from rollout import Episode, play, run
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import imitate
 from chat import ChatFormat
+from environments.frozenlake_players import Planner
 from envs import BadInput, make_pack
-from players import Planner
 from policy import Policy, pad_batch
 from rollout import Episode, Reply, play, run
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import envs
-from envs import ENVS, LAKE_LEVELS, BadInput, FrozenLake, LakeMap, make_pack, parse_answer
+from environments.frozenlake import LAKE_LEVELS, FrozenLake, LakeMap
+from envs import ENVS, BadInput, make_pack, parse_answer
 
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 TURNS = {"tiny": 4, "train": 8, "hard": 10}

@@ -14,7 +14,9 @@ import torch
 import imitate as script
 from chat import ChatFormat
 from context import NO_HINTS_YET
-from envs import MOVES, BadInput, make_pack
+from environments.frozenlake import MOVES
+from environments.frozenlake_players import LakeLearner, LakeRandom, Planner
+from envs import BadInput, make_pack
 from eval import command_line
 from imitate import (
     ImitateConfig,
@@ -29,7 +31,6 @@ from imitate import (
     sample_packs,
 )
 from models import add_adapter, load_model
-from players import LakeLearner, LakeRandom, Planner
 from policy import Policy, pad_batch
 from rollout import play, run
 

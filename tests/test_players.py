@@ -8,8 +8,18 @@ import re
 import pytest
 
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from envs import LAKE_LEVELS, FrozenLake, LakeMap, Pack, cell_name, make_pack, parse_answer
-from players import ACTIONS, ALL_MAPPINGS, LakeInformed, LakeLearner, LakeRandom, Planner, read_lake, success_count
+from environments.frozenlake import LAKE_LEVELS, FrozenLake, LakeMap
+from environments.frozenlake_players import (
+    ACTIONS,
+    ALL_MAPPINGS,
+    LakeInformed,
+    LakeLearner,
+    LakeRandom,
+    Planner,
+    read_lake,
+    success_count,
+)
+from envs import Pack, make_pack, parse_answer
 from rollout import play, run
 
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -355,8 +365,11 @@ def test_spelled_out_thoughts_change_the_wording_only_and_are_true():
             for reply, thought in zip(one.replies, other.replies, strict=True):
                 places, rest = thought.text.split("\n")
                 assert rest == reply.text
-                cell, goal = cell_name(task.cell), cell_name(task.lake.goal)
-                assert places.startswith(f"I am at {cell}, the goal is at {goal}. Good: ")
+                (row, col), (to_row, to_col) = task.cell, task.lake.goal
+                down, right = "up same down".split()[(to_row > row) - (to_row < row) + 1], to_col - col
+                across = "same" if not right else "right" if right > 0 else "left"
+                seen_as = f"Row {row + 1} to {to_row + 1}: {down}. Column {col + 1} to {to_col + 1}: {across}. Good: "
+                assert places.startswith(seen_as)
                 for way in places.partition("Good: ")[2].removesuffix(".").split(", "):
                     after = dataclasses.replace(task.lake, start=task.lake.move(task.cell, way)).distance()
                     assert after == dataclasses.replace(task.lake, start=task.cell).distance() - 1

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 import imitate
 import train
 from chat import ChatFormat
+from environments.frozenlake_players import Planner
 from envs import make_pack
 from models import load_model
-from players import Planner
 from policy import Policy
 from rollout import play, run
 

@@ -35,9 +35,9 @@ import grpo
 import journal
 import train
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
+from environments.frozenlake_players import LakeRandom
 from envs import BadInput, make_pack
 from models import Lora, add_adapter, load_model
-from players import LakeRandom
 from policy import Policy, pad_batch
 from rollout import play, run
 from train import Config, assign_advantages, collect, learning_rate_factor, optimise
