@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from environments.machines import FOLDER, MAX_LINE, MAX_OUTPUT, UPLOADS, Machine, Node, Setup, Shell, printable
+from environments.filesystem import FOLDER, Machine, Node
+from environments.shell import MAX_LINE, MAX_OUTPUT, UPLOADS, Setup, Shell, printable
 from environments.task import Task, parse_answer
 
 SYSTEMS = {"linux": "Linux", "macos": "macOS", "windows": "Windows"}

@@ -9,8 +9,8 @@ import posixpath
 import re
 from dataclasses import dataclass
 
-from environments.machines import CMD, POSIX, UPLOADS
 from environments.player import InformedPlayer, Player, update_reply
+from environments.shell import CMD, POSIX, UPLOADS
 from environments.terminal import ERRANDS, PLACES, SYSTEMS, Errand, Terminal
 
 Known = dict[str, str]  # quirk -> what is known about it: a name or path for "user", "alias" and "home", else ""

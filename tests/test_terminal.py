@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import envs
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from environments.machines import Node
+from environments.filesystem import Node
 from environments.terminal import (
     COMPOSITE,
     ERRANDS,

@@ -1,4 +1,4 @@
-"""machines.py: sessions written by hand, and that no command line breaks out of the two machines."""
+"""filesystem.py and shell.py: sessions written by hand, and that no command line breaks out of the two machines."""
 
 import contextlib
 import os
@@ -10,21 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.machines import (
-    CMD,
-    FOLDER,
-    MAX_LINE,
-    MAX_NODES,
-    POSIX,
-    Failure,
-    Machine,
-    Node,
-    Setup,
-    Shell,
-    new_mode,
-    parse,
-    printable,
-)
+from environments.filesystem import FOLDER, MAX_NODES, Failure, Machine, Node
+from environments.shell import CMD, MAX_LINE, POSIX, Setup, Shell, new_mode, parse, printable
 
 HOMES = {"linux": "/home/ann", "macos": "/Users/ann", "windows": "/Users/ann"}
 
