@@ -81,6 +81,10 @@ class ChatFormat:
             ids = self.encode(self.before + self.clean(episode.messages[-1]["content"]) + self.after)
             episode.add(ids[1:] if episode.ids[-1] == ids[0] else ids)
 
+    def turn_length(self, text: str) -> int:
+        """Tokens that a later user turn with this text takes, up to where the reply begins."""
+        return len(self._encode(self.before + self.clean(text) + self.after))
+
     def text(self, ids: list[int]) -> str:
         """A sampled reply as text, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

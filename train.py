@@ -34,8 +34,9 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from check import full_check, short_check
+from context import update_messages
 from envs import BadInput, Pack, make_pack
-from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run
+from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run, reference_players
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from journal import TRAIN_SEEDS, Journal, Stop, as_text, load_checkpoint, open_run, phase, save_checkpoint, write_text
 from models import Lora, add_adapter, load_model
@@ -366,26 +367,32 @@ def step_line(step: int, config: Config, metrics: dict) -> str:
 
 
 def check_window(policy: Policy, config: Config) -> None:
-    """Raise BadInput if a conversation in which every reply is as long as allowed would not fit into the model.
+    """Raise BadInput if a conversation could outgrow the model when all replies and hints are as long as allowed.
 
-    Measured on one pack of each environment; observations are taken to be as long as the first one.
+    Observations are taken to be as long as the longest that the environment's random player meets in 8 packs (as the
+    first one, where there is no such player).
     """
     for world in config.worlds:
-        check_window_in(policy, config, world)
-
-
-def check_window_in(policy: Policy, config: Config, world: World) -> None:
-    episode = next(play(config.pack(0, world)))
-    policy.chat.open_turn(episode)
-    turns = episode.task.max_turns
-    observation = len(policy.chat.encode(episode.messages[-1]["content"]))
-    longest = len(episode.ids) + turns * (config.max_reply_tokens + observation)
-    if longest > policy.max_length:
-        most = (policy.max_length - len(episode.ids)) // turns - observation
-        raise BadInput(
-            f"max_reply_tokens={config.max_reply_tokens}: {turns} turns may take {longest} tokens, the model has "
-            f"{policy.max_length}; " + (f"at most {most} fit" if most > 0 else "its window is too short")
-        )
+        episode = next(play(config.pack(0, world)))
+        first = episode.messages[-1]["content"]
+        policy.chat.open_turn(episode)
+        player = reference_players(world[0]).get("random")
+        rollouts = run([play(config.pack(seed, world)) for seed in range(8)], player) if player else []
+        later = [m["content"] for rollout in rollouts for e in rollout.of("solve") for m in e.messages[3::2]]
+        turns, fixed = episode.task.max_turns, len(episode.ids)
+        fixed += turns * max(policy.chat.turn_length(text) for text in later or [first])
+        replies = turns
+        if config.pack_size > 1:  # an update has all of the task in it, the hint before and the one after
+            update = Episode("update", 0, update_messages("", [], 0.0, ""), "")
+            policy.chat.open_turn(update)
+            fixed, replies = fixed + len(update.ids), replies + 2
+        if fixed + replies * config.max_reply_tokens > policy.max_length:
+            most = (policy.max_length - fixed) // replies
+            raise BadInput(
+                f"max_reply_tokens={config.max_reply_tokens}: {turns} turns of {'/'.join(world)} may take "
+                f"{fixed + replies * config.max_reply_tokens} tokens, the model has {policy.max_length}; "
+                + (f"at most {most} fit" if most > 0 else "its window is too short")
+            )
 
 
 def build(config: Config, accelerator: Accelerator):
