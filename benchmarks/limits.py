@@ -27,6 +27,7 @@ class LimitSettings(Settings):
     length: int = flag(1024, "tokens of each in the KV cache")
     episode_tokens: int = flag(1024, "tokens of the sequences that are trained on, an eighth of them sampled")
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass")
+    compile: bool = flag(False, "measure training through compiled layers, too")
 
 
 def best_time(work: Callable[[], object], policy: Policy, repeats: int) -> float:
@@ -104,6 +105,10 @@ def main() -> None:
     if settings.gradient_checkpointing:
         policy.model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     training(policy, settings)
+    if settings.compile:
+        policy.compile()
+        print("compiled: ", end="")
+        training(policy, settings)
     decoding(policy, settings)
 
 
