@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import os
 import random
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -201,6 +203,10 @@ class Policy:
     def compile(self) -> None:
         """From now on run each layer as compiled code when training (torch.compile, for any shape; the first pass takes
         a minute). Sampling stays as it is: its steps are too short and too varied."""
+        if not hasattr(self.decoder, "layers"):
+            raise BadInput(f"compile=True: {type(self.decoder).__name__} has no list of layers to compile")
+        if self.device.type == "cpu" and shutil.which(os.environ.get("CXX", "c++")) is None:
+            raise BadInput("compile=True: on a CPU it needs a C++ compiler, and none is installed")
         for layer in self.decoder.layers:
             layer.compile(dynamic=True)
         self.compiled = True

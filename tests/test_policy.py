@@ -702,7 +702,13 @@ def test_adapter_comes_back_from_its_folder(model_folder, tmp_path):
     torch.testing.assert_close(Policy(again, tokenizer).logprobs(ids, mask)[0], trained)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for the CPU with a C++ compiler")
+def test_compiling_without_a_compiler_ends_in_one_line(tokenizer, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match="compile=True.*C\\+\\+ compiler"):
+        Policy(imitate.build_model(tokenizer), tokenizer).compile()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles for the CPU with a C++ compiler")
 def test_compiled_layers_give_the_same_gradient_and_leave_sampling_alone(tokenizer):
     """Also with activations computed again."""
     torch._dynamo.reset()
