@@ -355,8 +355,7 @@ def main() -> None:
             records.append(evaluate(player, name, packs, penalties))
     (output / "eval.json").write_text(json.dumps({"config": asdict(config), "records": records}, indent=1) + "\n")
     draw(records, output / "eval.png", f"{config.env}, level {config.level}, {config.packs} packs")
-    print(table(records))
-    print(gap_closed(records))
+    print(*filter(None, [table(records), gap_closed(records)]), sep="\n")
     print(f"broken format {record['broken_format']:.2%}, truncated replies {record['truncated']:.2%}")
     print(f"written: {output / 'eval.json'}, {output / 'eval.png'}")
 

@@ -215,8 +215,8 @@ class Journal:
             history = [{**line, "success": line[key]} for line in lines if "eval" not in line]
             picture = self.folder / (f"curves-{'-'.join(world)}.png" if config.envs else "curves.png")
             draw(records, picture, f"{world[0]}, level {world[1]}, {config.test_packs} packs", history)
-            print(f"\n{env}: success on {config.test_packs} fresh packs, mean and 95 % interval\n{table(records)}")
-            print(gap_closed(records))
+            print(f"\n{env}: success on {config.test_packs} fresh packs, mean and 95 % interval")
+            print(*filter(None, [table(records), gap_closed(records)]), sep="\n")
             print(f"written: {picture}")
         print(f"written: {self.folder / 'adapter'}")
 

@@ -1,6 +1,11 @@
 """Stand-ins that several test files use: a task that only talks, small random models, conversations by hand."""
 
+import inspect
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -9,6 +14,24 @@ import imitate
 from envs import Pack, Task
 from models import Lora, add_adapter
 from rollout import Episode, Reply
+
+REPO = Path(__file__).parents[1]
+
+
+def same_in_other_processes(describe, *helpers):
+    """Whether a function that describes packs returns the same text in processes that hash strings in other ways.
+
+    Its source and that of its helpers run there, with itertools and make_pack at hand.
+    """
+    sources = [inspect.getsource(function) for function in (*helpers, describe)]
+    code = "\n".join(["import itertools", "from envs import make_pack", *sources, f"print({describe.__name__}())"])
+    for hash_seed in ("0", "4242"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        result = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        if result.stdout.strip() != describe():
+            return False
+    return True
 
 
 def message(role, *lines):

@@ -1,22 +1,17 @@
 """alchemy.py and alchemy_players.py: graphs are what the levels say, every target can be made, any reply is survived,
 and the players against exhaustive search."""
 
-import inspect
 import itertools
-import os
 import random
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from doubles import same_in_other_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
 from context import NO_HINTS_YET, solve_system, update_messages
 from environments.alchemy import ALCHEMY_LEVELS, Alchemy, AlchemyLevel, RecipeGraph, draw_recipe_graph
 from environments.alchemy_players import AlchemyInformed, AlchemyLearner, AlchemyRandom, read_alchemy, shortest_way
@@ -408,15 +403,7 @@ def many_transcripts():
 
 
 def test_same_arguments_give_the_same_pack_in_every_process():
-    sources = [inspect.getsource(transcript), inspect.getsource(many_transcripts)]
-    code = "\n".join(["from envs import make_pack", *sources, "print(many_transcripts())"])
-    for hash_seed in ("1", "4242"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        command = [sys.executable, "-c", code]
-        folder = Path(envs.__file__).parent
-        result = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.strip() == many_transcripts()
+    assert same_in_other_processes(many_transcripts, transcript)
 
 
 def test_packs_share_recipes_and_differ_from_each_other():

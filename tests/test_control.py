@@ -1,22 +1,17 @@
 """control.py and control_players.py: the dynamics by hand, the optimum by its certificate, any reply is survived."""
 
 import copy
-import inspect
 import itertools
 import math
-import os
 import random
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from doubles import same_in_other_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
 from environments.control import CONTROL_LEVELS, CONTROL_VARIABLES, Control
 from environments.control_players import (
@@ -65,15 +60,7 @@ def many_fingerprints():
 
 
 def test_same_arguments_give_the_same_pack_in_every_process():
-    imports = ["import itertools", "from envs import make_pack"]
-    code = "\n".join([*imports, inspect.getsource(many_fingerprints), "print(many_fingerprints())"])
-    for hash_seed in ("0", "4242"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        folder = Path(envs.__file__).parent
-        command = [sys.executable, "-c", code]
-        result = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.strip() == many_fingerprints()
+    assert same_in_other_processes(many_fingerprints)
 
 
 def test_different_seeds_and_levels_give_different_packs():

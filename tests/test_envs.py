@@ -1,19 +1,14 @@
 """envs.py: packs are reproducible and isolated, maps are what the levels say, any reply is survived."""
 
-import inspect
 import itertools
-import os
 import random
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from doubles import same_in_other_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
 from environments.frozenlake import LAKE_LEVELS, FrozenLake, LakeMap
 from envs import ENVS, BadInput, make_pack, parse_answer
 
@@ -62,15 +57,7 @@ def many_fingerprints():
 
 
 def test_same_arguments_give_the_same_pack_in_every_process():
-    sources = [inspect.getsource(fingerprint), inspect.getsource(many_fingerprints)]
-    code = "\n".join(["import itertools", "from envs import make_pack", *sources, "print(many_fingerprints())"])
-    for hash_seed in ("0", "1", "4242"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        folder = Path(envs.__file__).parent
-        command = [sys.executable, "-c", code]
-        result = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.strip() == many_fingerprints()
+    assert same_in_other_processes(many_fingerprints, fingerprint)
 
 
 def test_different_seeds_and_levels_give_different_packs():

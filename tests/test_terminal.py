@@ -1,21 +1,16 @@
 """terminal.py and its players: packs, errands done by hand, quirks, hostile replies, what the players know."""
 
-import inspect
 import itertools
-import os
 import posixpath
 import random
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from doubles import same_in_other_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
 from environments.filesystem import Node
 from environments.terminal import (
@@ -74,16 +69,7 @@ def many_fingerprints():
 
 
 def test_same_arguments_give_the_same_pack_in_every_process():
-    sources = [inspect.getsource(fingerprint), inspect.getsource(many_fingerprints)]
-    imports = ["import itertools", "from envs import make_pack"]
-    code = "\n".join([*imports, *sources, "print(many_fingerprints())"])
-    for hash_seed in ("1", "4242"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        command = [sys.executable, "-c", code]
-        folder = Path(envs.__file__).parent
-        result = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.strip() == many_fingerprints()
+    assert same_in_other_processes(many_fingerprints, fingerprint)
 
 
 def test_levels_and_kinds():
