@@ -228,20 +228,24 @@ def assign_advantages(groups: list[list[Rollout]], config: Config, accelerator: 
 def optimise(
     policy: Policy, optimizer, episodes: list[Episode], config: Config, accelerator: Accelerator, step: int
 ) -> dict:
-    """`updates_per_batch` optimiser steps on the episodes; returns metrics (means over sampled tokens).
+    """`updates_per_batch` optimiser steps on the episodes; returns metrics (means over the trained tokens).
 
+    Episodes whose advantage is zero are left out of the forward and backward passes where they would add nothing to the
+    gradient; the loss is still a mean over all sampled tokens. If all are zero, all are trained on, for the metrics.
     An update whose gradient is not finite is left out, and counted in "skipped".
     """
     if config.updates_per_batch > 1:
         episodes = random.Random(f"minibatches/{config.seed}/{step}").sample(episodes, len(episodes))
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    totals = dict.fromkeys(("loss", "clipped", "log_ratio_abs", "kl", "entropy", "tokens"), 0.0)
+    totals = dict.fromkeys(("loss", "clipped", "log_ratio_abs", "kl", "entropy", "tokens", "forward"), 0.0)
     largest, norms, skipped = 0.0, [], 0
     policy.model.train()
     for part in range(config.updates_per_batch):
         minibatch = episodes[part :: config.updates_per_batch]
         n_tokens = torch.tensor(sum(episode.n_sampled for episode in minibatch), device=accelerator.device)
         n_tokens = max(1, accelerator.reduce(n_tokens, "sum").item())
+        if config.kl_coef == 0:
+            minibatch = [episode for episode in minibatch if episode.advantage != 0] or minibatch
         batches = batches_by_length({e: len(e.ids) for e in minibatch}, config.tokens_per_microbatch)
         for batch in tqdm(batches, desc="training", disable=None, delay=BAR_DELAY, leave=False):
             ids, mask, old_logp = pad_batch(batch, accelerator.device)  # [B, T] each
@@ -257,9 +261,10 @@ def optimise(
             )  # fmt: skip
             accelerator.backward(loss)
             largest = max(largest, metrics.pop("log_ratio_max").item())
-            metrics |= {"loss": loss.detach() * n_tokens, "entropy": entropy.sum(), "tokens": mask.sum()}
+            metrics |= {"loss": loss.detach(), "entropy": entropy.sum(), "tokens": mask.sum()}
             for name, value in metrics.items():
                 totals[name] += value.item()
+            totals["forward"] += sum(len(episode.ids) for episode in batch)
         for parameter in parameters:  # micro-batches and processes add up to the gradient of the whole minibatch
             if parameter.grad is None:  # every process must bring one
                 parameter.grad = torch.zeros_like(parameter)
@@ -272,11 +277,12 @@ def optimise(
         optimizer.zero_grad()
     sums = accelerator.reduce(torch.tensor(list(totals.values()), device=accelerator.device), "sum").tolist()
     totals = dict(zip(totals, sums, strict=True))
-    tokens = max(1, totals.pop("tokens"))
-    means = {name: total / tokens for name, total in totals.items()}
+    tokens, forward, loss = max(1, totals.pop("tokens")), totals.pop("forward"), totals.pop("loss")
+    means = {"loss": loss / config.updates_per_batch} | {name: total / tokens for name, total in totals.items()}
+    counts = {"skipped": skipped, "tokens_trained": int(tokens), "tokens_forward": int(forward)}
     largest = accelerator.gather(torch.tensor([largest], device=accelerator.device)).max().item()
     norm = statistics.mean(norms)
-    return means | {"log_ratio_max": largest, "grad_norm": norm, "skipped": skipped, "tokens_trained": int(tokens)}
+    return means | {"log_ratio_max": largest, "grad_norm": norm} | counts
 
 
 @torch.no_grad()
@@ -434,10 +440,9 @@ def training_step(
         metrics |= optimise(policy, optimizer, episodes, config, accelerator, step)
         if config.kl_coef == 0:  # else the loss has measured it
             metrics["kl"] = divergence(policy, episodes, config, accelerator)
-    trained = metrics["episode_tokens"] * len(episodes) * accelerator.num_processes
     speed = {
         "speed_rollout": metrics["tokens_sampled"] / usage["time_rollout"],
-        "speed_train": trained / usage["time_train"],
+        "speed_train": metrics["tokens_forward"] / usage["time_train"],
     }
     return metrics | usage | speed, groups
 

@@ -68,8 +68,8 @@ TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  
 STEP_KEYS = {
     "step", "success", "reward", "zero_variance", "broken_format", "broken_hint", "truncated", "turns", "reply_tokens",
     "hint_tokens", "episode_tokens", "tokens_sampled", "loss", "grad_norm", "lr", "clipped",
-    "log_ratio_abs", "log_ratio_max", "entropy", "kl", "time_rollout", "time_train", "tokens_trained", "skipped",
-    "memory_rollout", "memory_train", "speed_rollout", "speed_train",
+    "log_ratio_abs", "log_ratio_max", "entropy", "kl", "time_rollout", "time_train", "tokens_trained",
+    "tokens_forward", "skipped", "memory_rollout", "memory_train", "speed_rollout", "speed_train",
 }  # fmt: skip
 
 
@@ -1110,6 +1110,42 @@ def test_the_gradient_does_not_depend_on_micro_batches(kl_coef, groups):
         assert means == pytest.approx(outcomes[0][1], abs=1e-5)
     assert outcomes[0][0].norm().item() == pytest.approx(outcomes[0][1]["grad_norm"], rel=1e-3)
     assert outcomes[0][0].abs().max() > 1e-4
+
+
+def test_episodes_without_advantage_are_left_out_and_the_gradient_stays(groups):
+    policy = fresh_policy()
+    shake(policy)
+    before = trained_weights(policy)
+    episodes = assign_advantages(groups, PLAYED, Accelerator())
+    for episode in episodes[::2]:
+        episode.advantage = 0.0
+    ids, mask, _ = pad_batch(episodes, "cpu")  # all of them, in one pass
+    policy.model.train()
+    logp, entropy = policy.logprobs(ids, mask)  # [B, T] each
+    loss = -(torch.tensor([[e.advantage] for e in episodes]) * logp.where(mask, 0.0)).sum() / mask.sum()
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
+
+    config = dataclasses.replace(PLAYED, grad_clip=1e9, clip="none")
+    means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)
+    assert torch.allclose(before - trained_weights(policy), expected, atol=1e-6, rtol=0) and expected.abs().max() > 1e-4
+    assert means["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    kept = [row for row, episode in enumerate(episodes) if episode.advantage != 0]
+    assert 0 < len(kept) < len(episodes)
+    assert means["tokens_trained"] == mask[kept].sum().item()
+    assert means["tokens_forward"] == sum(len(episodes[row].ids) for row in kept)
+    assert means["entropy"] == pytest.approx((entropy * mask)[kept].sum().item() / mask[kept].sum().item(), abs=1e-4)
+
+
+def test_without_any_advantage_all_episodes_are_measured_and_nothing_is_learnt(groups):
+    policy = fresh_policy()
+    before = trained_weights(policy)
+    episodes = assign_advantages(groups, PLAYED, Accelerator())
+    for episode in episodes:
+        episode.advantage = 0.0
+    means = optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(), 0)
+    assert torch.equal(trained_weights(policy), before)
+    assert means["tokens_trained"] == sum(episode.n_sampled for episode in episodes) and means["entropy"] > 0
 
 
 @pytest.mark.parametrize("sign", [1, -1])
