@@ -451,10 +451,12 @@ def launch(config: Config) -> Accelerator:
     """The engine; raises BadInput if these processes or packages cannot do what the settings ask for."""
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise BadInput(f"tracker={config.tracker!r}: not installed; pip install {config.tracker}")
-    accelerator = Accelerator(log_with=None if config.tracker == "none" else config.tracker, project_dir=config.output)
-    ranks = accelerator.num_processes
-    if ranks != int(os.environ.get("WORLD_SIZE", 1)):
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" not in os.environ:
         raise BadInput(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: these processes would not work together (see README)")
+    tracker = None if config.tracker == "none" else config.tracker
+    # without a GPU of NVIDIA's kind, the CPU: sampling takes double precision, which others (Apple's) do not have
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=tracker, project_dir=config.output)
+    ranks = accelerator.num_processes
     if config.optimizer != "adamw" and bitsandbytes is None:
         raise BadInput(f"optimizer={config.optimizer!r}: needs bitsandbytes; pip install bitsandbytes")
     if config.packs_per_step % ranks:

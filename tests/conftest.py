@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, no network, and the tokenizers, model folder and wheels that several files need."""
+"""Shared by all tests: one thread, no GPU, no network; tokenizers, model folder and wheels that several files need."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 # read when torch and transformers are imported; the scripts that tests start inherit them
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on every machine the same results
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402

@@ -384,8 +384,7 @@ def test_real_processes_killed_at_random_moments_lose_nothing(start_process, tmp
     assert_same_run(run, tmp_path / "whole")
 
 
-def test_two_processes_train_together_and_can_be_resumed(start_process, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_two_processes_train_together_and_can_be_resumed(start_process, tmp_path):
     process = start_process(flags(output=tmp_path, name="whole", steps=2, lora_dropout=0.1, eval_every=0), TWO)
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -406,8 +405,7 @@ def first_gradient(run):
     return torch.cat([state[k]["exp_avg"].flatten() for k in sorted(state)]) / 0.1
 
 
-def test_two_processes_make_the_update_that_one_makes(start_process, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_two_processes_make_the_update_that_one_makes(start_process, tmp_path):
     argv = flags(output=tmp_path, steps=1, packs_per_step=4, group_size=4, max_reply_tokens=64, grad_clip=1e9)
     argv += ["--test-packs", 5]  # shares of different sizes
     process = start_process([*argv, "--name", "two"], TWO)
@@ -425,8 +423,7 @@ def test_two_processes_make_the_update_that_one_makes(start_process, tmp_path, m
             assert line == other
 
 
-def test_a_process_that_fails_ends_the_job_with_its_message(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_a_process_that_fails_ends_the_job_with_its_message(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
@@ -787,7 +784,7 @@ def test_a_name_that_is_taken(plain):
 
 def test_runs_without_a_name_are_numbered(tmp_path):
     config = Config(output=str(tmp_path), seed=1)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=True)
     (tmp_path / "frozenlake-tiny-seed10").mkdir()
     names = [journal.open_run(config, accelerator).name for _ in range(3)]
     assert names == ["frozenlake-tiny-seed1", "frozenlake-tiny-seed1-2", "frozenlake-tiny-seed1-3"]
@@ -1006,7 +1003,7 @@ def test_advantages_follow_the_formulas_and_cancel_over_a_group(credit, groups):
     config = dataclasses.replace(PLAYED, credit=credit, rebalance=False)
     groups[0][1].of("update")[1].reward = -0.1
     groups[1][2].of("solve")[2].reward = 0.5
-    assign_advantages(groups, config, Accelerator())
+    assign_advantages(groups, config, Accelerator(cpu=True))
     for group in groups:
         for g, rollout in enumerate(group):
             for episode in rollout.episodes:
@@ -1032,7 +1029,7 @@ class Process:
 
 def test_the_batch_is_rebalanced_as_a_whole_over_all_processes(groups):
     unweighted = dataclasses.replace(PLAYED, rebalance=False)
-    episodes = assign_advantages(groups, unweighted, Accelerator())
+    episodes = assign_advantages(groups, unweighted, Accelerator(cpu=True))
     longer = 5 * max(episode.n_sampled for episode in episodes)
     for episode in episodes:
         if episode.advantage < 0:  # so that the token-weighted sum is negative
@@ -1041,7 +1038,7 @@ def test_the_batch_is_rebalanced_as_a_whole_over_all_processes(groups):
     assert (rows[:, 0] * rows[:, 1]).sum() < 0
     expected = train.rebalance(rows[:, 0], rows[:, 1]).tolist()
 
-    alone = [episode.advantage for episode in assign_advantages(copy.deepcopy(groups), PLAYED, Accelerator())]
+    alone = [episode.advantage for episode in assign_advantages(copy.deepcopy(groups), PLAYED, Accelerator(cpu=True))]
     assert alone == pytest.approx(expected, abs=1e-6)
     assert alone != pytest.approx(rows[:, 0].tolist(), abs=1e-6)
     together = []
@@ -1102,8 +1099,8 @@ def test_the_gradient_does_not_depend_on_micro_batches(kl_coef, groups):
         policy = fresh_policy(config)
         shake(policy)
         before = trained_weights(policy)
-        episodes = assign_advantages(groups, config, Accelerator())
-        means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)
+        episodes = assign_advantages(groups, config, Accelerator(cpu=True))
+        means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)
         outcomes.append((before - trained_weights(policy), means))
     for gradient, means in outcomes[1:]:
         assert torch.allclose(gradient, outcomes[0][0], atol=1e-6, rtol=0)
@@ -1116,7 +1113,7 @@ def test_episodes_without_advantage_are_left_out_and_the_gradient_stays(groups):
     policy = fresh_policy()
     shake(policy)
     before = trained_weights(policy)
-    episodes = assign_advantages(groups, PLAYED, Accelerator())
+    episodes = assign_advantages(groups, PLAYED, Accelerator(cpu=True))
     for episode in episodes[::2]:
         episode.advantage = 0.0
     ids, mask, _ = pad_batch(episodes, "cpu")  # all of them, in one pass
@@ -1127,7 +1124,7 @@ def test_episodes_without_advantage_are_left_out_and_the_gradient_stays(groups):
     expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
 
     config = dataclasses.replace(PLAYED, grad_clip=1e9, clip="none")
-    means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)
+    means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)
     assert torch.allclose(before - trained_weights(policy), expected, atol=1e-6, rtol=0) and expected.abs().max() > 1e-4
     assert means["loss"] == pytest.approx(loss.item(), abs=1e-6)
     kept = [row for row, episode in enumerate(episodes) if episode.advantage != 0]
@@ -1140,10 +1137,10 @@ def test_episodes_without_advantage_are_left_out_and_the_gradient_stays(groups):
 def test_without_any_advantage_all_episodes_are_measured_and_nothing_is_learnt(groups):
     policy = fresh_policy()
     before = trained_weights(policy)
-    episodes = assign_advantages(groups, PLAYED, Accelerator())
+    episodes = assign_advantages(groups, PLAYED, Accelerator(cpu=True))
     for episode in episodes:
         episode.advantage = 0.0
-    means = optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(), 0)
+    means = optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(cpu=True), 0)
     assert torch.equal(trained_weights(policy), before)
     assert means["tokens_trained"] == sum(episode.n_sampled for episode in episodes) and means["entropy"] > 0
 
@@ -1156,7 +1153,7 @@ def test_a_step_moves_the_probability_of_an_episode_towards_its_advantage(sign, 
     policy = fresh_policy()
     before = log_probability(policy, chosen)
     optimiser = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-3)
-    optimise(policy, optimiser, episodes, PLAYED, Accelerator(), 0)
+    optimise(policy, optimiser, episodes, PLAYED, Accelerator(cpu=True), 0)
     assert sign * (log_probability(policy, chosen) - before) > 1e-3
 
 
@@ -1164,8 +1161,8 @@ def test_the_gradient_is_clipped(groups):
     config = dataclasses.replace(PLAYED, grad_clip=1e-3)
     policy = fresh_policy(config)
     before = trained_weights(policy)
-    episodes = assign_advantages(groups, config, Accelerator())
-    norm = optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)["grad_norm"]
+    episodes = assign_advantages(groups, config, Accelerator(cpu=True))
+    norm = optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)["grad_norm"]
     assert norm > 2e-3  # as it was before
     assert (trained_weights(policy) - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -1173,7 +1170,9 @@ def test_the_gradient_is_clipped(groups):
 def test_only_the_adapter_changes(groups):
     policy = fresh_policy()
     before = {name: weights.clone() for name, weights in policy.model.state_dict().items()}
-    optimise(policy, plain_descent(policy), assign_advantages(groups, PLAYED, Accelerator()), PLAYED, Accelerator(), 0)
+    accelerator = Accelerator(cpu=True)
+    episodes = assign_advantages(groups, PLAYED, accelerator)
+    optimise(policy, plain_descent(policy), episodes, PLAYED, accelerator, 0)
     changed = {name for name, weights in policy.model.state_dict().items() if not torch.equal(weights, before[name])}
     assert changed and all("lora_" in name for name in changed)
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in policy.model.parameters())
@@ -1185,9 +1184,9 @@ def test_the_sampler_and_the_trainer_agree_until_the_first_step(groups):
     optimiser = plain_descent(policy)
     record = []
     optimiser.register_step_post_hook(lambda *_: record.append("step"))
-    episodes = assign_advantages(groups, config, Accelerator())
+    episodes = assign_advantages(groups, config, Accelerator(cpu=True))
     with watched_loss(record):
-        means = optimise(policy, optimiser, episodes, config, Accelerator(), 0)
+        means = optimise(policy, optimiser, episodes, config, Accelerator(cpu=True), 0)
     assert record.count("step") == 2 and record[-1] == "step"
     first, second = record[: record.index("step")], record[record.index("step") + 1 : -1]
     assert max(part[2]["log_ratio_max"] for part in first) < 1e-4
@@ -1195,7 +1194,7 @@ def test_the_sampler_and_the_trainer_agree_until_the_first_step(groups):
     assert means["log_ratio_max"] == max(part[2]["log_ratio_max"] for part in first + second)
     trained = [len(part[0]) for part in first + second]
     assert sum(trained) == sum(episode.n_sampled for episode in episodes)  # each episode once
-    alone = optimise(fresh_policy(), optimiser, episodes, PLAYED, Accelerator(), 0)
+    alone = optimise(fresh_policy(), optimiser, episodes, PLAYED, Accelerator(cpu=True), 0)
     assert alone["log_ratio_abs"] < 1e-5 and alone["clipped"] == 0
 
 
@@ -1206,15 +1205,15 @@ def test_dropout_is_for_training_only():
     groups = collect(policy, config, 0, 0, 1)
     for episode in groups[0][0].episodes:
         assert log_probability(policy, episode) == pytest.approx(sum(episode.logps), abs=1e-3)
-    episodes = assign_advantages(groups, config, Accelerator())
-    assert optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)["log_ratio_abs"] > 1e-3
+    episodes = assign_advantages(groups, config, Accelerator(cpu=True))
+    assert optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)["log_ratio_abs"] > 1e-3
 
 
 def test_the_settings_of_the_model_and_the_optimiser_reach_them():
     config = Config(
         temperature=0.7, max_reply_tokens=9, lora_rank=4, lora_alpha=12, lora_dropout=0.25, weight_decay=0.1
     )
-    policy, optimiser = train.build(config, Accelerator())
+    policy, optimiser = train.build(config, Accelerator(cpu=True))
     assert (policy.temperature, policy.max_reply_tokens) == (0.7, 9)
     adapter = policy.model.peft_config["default"]
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (4, 12, 0.25)
@@ -1226,9 +1225,9 @@ def test_the_settings_of_the_model_and_the_optimiser_reach_them():
 def test_the_settings_of_the_loss_reach_it(groups):
     config = dataclasses.replace(PLAYED, clip="two-side", clip_eps=0.15, importance=True, kl_coef=0.25)
     policy = fresh_policy(config)
-    episodes = assign_advantages(groups, config, Accelerator())
+    episodes = assign_advantages(groups, config, Accelerator(cpu=True))
     with mock.patch.object(train, "policy_loss", wraps=train.policy_loss) as loss:
-        optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)
+        optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)
     for call in loss.call_args_list:
         given = inspect.signature(grpo.policy_loss).bind(*call.args, **call.kwargs).arguments
         settings = {name: given[name] for name in ("n_tokens", "clip", "eps", "importance", "kl_coef")}
@@ -1239,7 +1238,7 @@ def test_the_settings_of_the_loss_reach_it(groups):
 def test_the_reference_is_the_model_without_its_adapter(groups):
     config = dataclasses.replace(PLAYED, temperature=0.7, kl_coef=0.1)
     policy = fresh_policy(config)
-    [episode, *_] = assign_advantages(groups, config, Accelerator())
+    [episode, *_] = assign_advantages(groups, config, Accelerator(cpu=True))
     base, _ = load_model(config.model)
     ids = torch.tensor([episode.ids])  # [1, T]
     with torch.no_grad():
@@ -1247,9 +1246,9 @@ def test_the_reference_is_the_model_without_its_adapter(groups):
     expected = all_logp.gather(1, ids[0, 1:, None])[:, 0][torch.tensor(episode.mask[1:])]  # [n]
     record = []
     with watched_loss(record):
-        fresh = optimise(policy, plain_descent(policy), [episode], config, Accelerator(), 0)
+        fresh = optimise(policy, plain_descent(policy), [episode], config, Accelerator(cpu=True), 0)
         shake(policy)
-        shaken = optimise(policy, plain_descent(policy), [episode], config, Accelerator(), 1)
+        shaken = optimise(policy, plain_descent(policy), [episode], config, Accelerator(cpu=True), 1)
     for _, reference, _ in record:
         assert torch.allclose(reference, expected, atol=1e-4)
     assert torch.allclose(record[0][0], expected, atol=1e-4)  # a fresh adapter changes nothing
@@ -1267,25 +1266,25 @@ def test_the_divergence_from_the_reference_grows_from_zero_in_training(tmp_path)
 
 
 def test_more_updates_than_episodes_leave_some_without_any(groups):
-    episodes = assign_advantages(groups, PLAYED, Accelerator())[:2]
+    episodes = assign_advantages(groups, PLAYED, Accelerator(cpu=True))[:2]
     config = dataclasses.replace(PLAYED, updates_per_batch=3)
     policy = fresh_policy(config)
     record = []
     with watched_loss(record):
-        means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)
+        means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)
     assert all(math.isfinite(value) for value in means.values())
     assert sum(len(part[0]) for part in record) == sum(episode.n_sampled for episode in episodes)
 
 
 def test_an_update_without_a_finite_gradient_is_left_out_and_counted(groups):
-    episodes = assign_advantages(groups, PLAYED, Accelerator())
+    episodes = assign_advantages(groups, PLAYED, Accelerator(cpu=True))
     episodes[0].advantage = math.inf
     policy = fresh_policy()
     before = trained_weights(policy)
-    assert optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(), 7)["skipped"] == 1
+    assert optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(cpu=True), 7)["skipped"] == 1
     assert torch.equal(trained_weights(policy), before)
     episodes[0].advantage = 1.0
-    assert optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(), 7)["skipped"] == 0
+    assert optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(cpu=True), 7)["skipped"] == 0
     assert not torch.equal(trained_weights(policy), before)
 
 
@@ -1359,12 +1358,12 @@ def test_gradient_checkpointing_changes_memory_only(groups):
     gradients = []
     for setting in ("off", "on"):
         config = dataclasses.replace(PLAYED, gradient_checkpointing=setting, grad_clip=1e9)
-        policy, _ = train.build(config, Accelerator())
+        policy, _ = train.build(config, Accelerator(cpu=True))
         shake(policy)
         assert policy.decoder.gradient_checkpointing == (setting == "on")
         before = trained_weights(policy)
-        episodes = assign_advantages(copy.deepcopy(groups), config, Accelerator())
-        optimise(policy, plain_descent(policy), episodes, config, Accelerator(), 0)
+        episodes = assign_advantages(copy.deepcopy(groups), config, Accelerator(cpu=True))
+        optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)
         gradients.append(before - trained_weights(policy))
     assert gradients[0].abs().max() > 1e-4
     assert torch.allclose(*gradients, atol=1e-6, rtol=0)
@@ -1372,17 +1371,17 @@ def test_gradient_checkpointing_changes_memory_only(groups):
 
 def test_the_divergence_is_that_from_the_model_without_its_adapter(groups):
     policy = fresh_policy()
-    episodes = assign_advantages(groups, PLAYED, Accelerator())
-    assert train.divergence(policy, episodes, PLAYED, Accelerator()) == pytest.approx(0, abs=1e-9)
+    episodes = assign_advantages(groups, PLAYED, Accelerator(cpu=True))
+    assert train.divergence(policy, episodes, PLAYED, Accelerator(cpu=True)) == pytest.approx(0, abs=1e-9)
     for episode in episodes:
         episode.logps = [logp - 0.5 * sampled for logp, sampled in zip(episode.logps, episode.mask, strict=True)]
-    assert train.divergence(policy, episodes, PLAYED, Accelerator()) == pytest.approx(0.125, abs=1e-3)
+    assert train.divergence(policy, episodes, PLAYED, Accelerator(cpu=True)) == pytest.approx(0.125, abs=1e-3)
     shake(policy)  # the adapter of now does not matter
-    assert train.divergence(policy, episodes, PLAYED, Accelerator()) == pytest.approx(0.125, abs=1e-3)
+    assert train.divergence(policy, episodes, PLAYED, Accelerator(cpu=True)) == pytest.approx(0.125, abs=1e-3)
 
 
 def test_layers_with_an_adapter_can_be_chosen(tmp_path):
-    policy, _ = train.build(Config(lora_targets="q_proj,v_proj"), Accelerator())
+    policy, _ = train.build(Config(lora_targets="q_proj,v_proj"), Accelerator(cpu=True))
     adapted = {
         name.split(".lora_")[0].rsplit(".")[-1] for name, _ in policy.model.named_parameters() if "lora_" in name
     }
@@ -1489,8 +1488,8 @@ def test_the_advantages_of_a_mixed_batch_are_those_of_each_group_alone():
     games = [config.pack(seed) for seed in (0, 1)]
     rollouts = run([play(pack.fresh()) for pack in games for _ in range(3)], LakeRandom(0))
     groups = [rollouts[:3], rollouts[3:]]
-    together = [e.advantage for e in assign_advantages(groups, config, Accelerator())]
-    alone = [e.advantage for group in groups for e in assign_advantages([group], config, Accelerator())]
+    together = [e.advantage for e in assign_advantages(groups, config, Accelerator(cpu=True))]
+    alone = [e.advantage for group in groups for e in assign_advantages([group], config, Accelerator(cpu=True))]
     assert together == alone and any(together)
 
 
