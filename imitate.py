@@ -49,7 +49,7 @@ class ImitateConfig:
     model: str = flag("", "model folder or hub name to start from; empty: build the embedded policy from nothing")
     gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from (with --model)")
     player: Literal["clean", "mediocre"] = flag("clean", "whom to imitate (with --model)")
-    spell_out: bool = flag(False, "it first compares rows and columns, and says which ways are good (with --model)")
+    spell_out: bool = flag(False, "it compares rows and columns, and says what it knows of good ways (with --model)")
     level: Literal["tiny", "train", "hard"] = flag("tiny", "level of FrozenLake (with --model)")
     steps: int = flag(100, "optimiser steps (with --model)")
     packs_per_step: int = flag(24, "packs played by the player in a step")

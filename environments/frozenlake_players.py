@@ -135,7 +135,8 @@ class Planner(Player):
     `plan`: how often it heads for the goal (else anywhere). `recall`: how often it uses an action that it knows to lead
     there (else any action; a perfect planner tries one whose effect it does not know). `write`: how often a known entry
     gets into the hint. `wrong`: how often an entry is random. The defaults are the clean player. With `spell_out` it
-    first compares rows and columns and says which ways it considers: steps small enough for a language model.
+    first compares rows and columns, and says which ways it considers and what it knows of them: steps small enough for
+    a language model.
     """
 
     def __init__(
@@ -169,9 +170,10 @@ class Planner(Player):
             (row, col), (to_row, to_col) = lake.start, lake.goal
             vertical = "same" if row == to_row else "down" if row < to_row else "up"
             horizontal = "same" if col == to_col else "right" if col < to_col else "left"
+            recalled = ", ".join(f"{way} is {known.get(way, 'unknown')}" for way in ways)
             thought = (
                 f"Row {row + 1} to {to_row + 1}: {vertical}. Column {col + 1} to {to_col + 1}: {horizontal}. "
-                f"Good: {', '.join(ways)}.\n"
+                f"Good: {recalled}.\n"
             )
         usable = [way for way in ways if way in known]
         if usable and rng.random() < self.recall:

@@ -352,7 +352,7 @@ def test_informed_player_always_reaches_the_goal_on_a_shortest_path(level):
 def test_spelled_out_thoughts_change_the_wording_only_and_are_true():
     packs, brief = play_packs(Planner(5), range(20))
     _, spelled = play_packs(Planner(5, spell_out=True), range(20))
-    seen = 0
+    seen, told = 0, set()
     for pack, short, long in zip(packs, brief, spelled, strict=True):
         tasks = iter(pack.tasks)
         for one, other in zip(short.episodes, long.episodes, strict=True):
@@ -370,9 +370,14 @@ def test_spelled_out_thoughts_change_the_wording_only_and_are_true():
                 across = "same" if not right else "right" if right > 0 else "left"
                 seen_as = f"Row {row + 1} to {to_row + 1}: {down}. Column {col + 1} to {to_col + 1}: {across}. Good: "
                 assert places.startswith(seen_as)
-                for way in places.partition("Good: ")[2].removesuffix(".").split(", "):
+                for recalled in places.partition("Good: ")[2].removesuffix(".").split(", "):
+                    way, action = recalled.split(" is ")
+                    assert action == "unknown" or task.mapping[int(action[-1]) - 1] == way
+                    if rest.startswith(f"Go {way}:"):
+                        assert rest.endswith(f"<answer>{action}</answer>")
+                    told |= {action}
                     after = dataclasses.replace(task.lake, start=task.lake.move(task.cell, way)).distance()
                     assert after == dataclasses.replace(task.lake, start=task.cell).distance() - 1
                     seen += 1
                 task.step(reply.text)
-    assert seen > 100
+    assert seen > 100 and told == {"unknown", "Direction 1", "Direction 2", "Direction 3", "Direction 4"}
