@@ -11,18 +11,27 @@ import contextlib
 import re
 import sys
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from environments.frozenlake import MOVES  # noqa: E402
 from environments.frozenlake_players import Planner, best_ways, read_lake  # noqa: E402
-from envs import BadInput, make_pack, parse_answer  # noqa: E402
-from eval import EvalConfig, command_line, load_policy, parse_flags  # noqa: E402
+from envs import make_pack, parse_answer  # noqa: E402
+from eval import EvalConfig, command_line, flag, load_policy, parse_flags  # noqa: E402
 from policy import Policy  # noqa: E402
 from rollout import Episode, Rollout, play, run  # noqa: E402
 
 ENTRY = re.compile(rf"^- ({'|'.join(MOVES)}): (Direction [1-4]|unknown)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Settings:  # of eval.py; its defaults for all others, level tiny among them: only there moves are named
+    policy: str = flag("embedded-policy", "a run folder, a model folder or hub name")
+    packs: int = flag(64, "number of packs")
+    pack_size: int = flag(4, "tasks in a pack")
+    max_reply_tokens: int = flag(256, "cap on the length of one reply")
 
 
 def turns(episode: Episode) -> Counter:
@@ -42,8 +51,9 @@ def turns(episode: Episode) -> Counter:
 
 
 def entries(episode: Episode, mapping: tuple[str, ...]) -> Counter:
-    """Counts of (what was known of a direction, what the hint says) over the four directions of a hint."""
-    known = Planner(0).known(episode.messages[:-1], read_lake(episode.messages[:-1]))
+    """Counts of (whether a direction's action was known, rightly, what the hint says) over the directions of a hint."""
+    asked = episode.messages[:2]
+    known = Planner(0).known(asked, read_lake(asked))
     written = dict(ENTRY.findall(episode.context))
     counts: Counter = Counter()
     for way in MOVES:
@@ -70,7 +80,7 @@ def report(rollouts: list[Rollout]) -> str:
         )
         lines.append(f"| {when} | {played[when, 'turns']} | {' | '.join(shares)} |")
     kinds = ("right", "wrong", "unknown", "missing")
-    lines += ["", f"| what a direction's action is | entries | {' | '.join(kinds)} |", "|---|---|---|---|---|---|"]
+    lines += ["", f"| the action of a direction is | entries | {' | '.join(kinds)} |", "|---|---|---|---|---|---|"]
     for when in ("known", "unknown"):
         total = sum(hints[when, kind] for kind in kinds)
         lines.append(
@@ -80,18 +90,13 @@ def report(rollouts: list[Rollout]) -> str:
 
 
 def main() -> None:
-    config = parse_flags(EvalConfig, defaults=["--packs", "64"])
+    settings = parse_flags(Settings)
+    config = EvalConfig(**asdict(settings))
     config.validate()
-    if (config.env, config.level) != ("frozenlake", "tiny"):
-        raise BadInput(
-            f"level={config.level!r}: only tiny says which way a move went; choose --env frozenlake --level tiny"
-        )
     policy = load_policy(config)
     packs = [make_pack(config.env, seed, config.pack_size, config.level) for seed in range(config.packs)]
     with policy.sampling() if isinstance(policy, Policy) else contextlib.nullcontext():
-        rollouts = run(
-            [play(pack) for pack in packs], policy, "decisions", 0, config.rollouts_at_once, progress="packs"
-        )
+        rollouts = run([play(pack) for pack in packs], policy, "decisions", progress="packs")
     success = [sum(r.of("solve")[j].outcome for r in rollouts) / len(rollouts) for j in range(config.pack_size)]
     print(f"{config.policy}, {config.packs} packs: success " + " ".join(f"{x:.2f}" for x in success))
     print(report(rollouts))

@@ -14,14 +14,13 @@ import decisions  # noqa: E402
 
 
 def tables(player):
-    """The cells of the two tables, by the first cell of their line."""
+    """The numbers of the two tables, by the first cell of their line."""
     rollouts = run([play(make_pack("frozenlake", seed, 3, "tiny")) for seed in range(40)], player)
-    played, hints = decisions.report(rollouts).split("\n\n")
-    return [
-        {cells[1]: [float(x) for x in cells[2:-1]] for cells in rows}
-        for table in (played, hints)
-        if (rows := [[cell.strip() for cell in line.split("|")] for line in table.splitlines()[2:]])
-    ]
+    result = []
+    for table in decisions.report(rollouts).split("\n\n"):
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+        result.append({name: list(map(float, cells)) for name, *cells in rows})
+    return result
 
 
 def test_the_clean_player_decides_and_writes_as_it_should():

@@ -4,15 +4,14 @@ import gc
 import os
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from accelerate import Accelerator
+from doubles import REPO
 from torch.profiler import ProfilerActivity, profile
 
-REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO / "benchmarks"))
 
 import memory  # noqa: E402

@@ -27,6 +27,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from doubles import REPO
 from peft import load_peft_weights
 
 import check
@@ -42,7 +43,6 @@ from policy import Policy, pad_batch
 from rollout import play, run
 from train import Config, assign_advantages, collect, learning_rate_factor, optimise
 
-REPO = Path(__file__).parents[1]
 README = REPO / "README.md"
 SMALL = {
     "steps": 4,
