@@ -135,8 +135,8 @@ class Planner(Player):
     `plan`: how often it heads for the goal (else anywhere). `recall`: how often it uses an action that it knows to lead
     there (else any action; a perfect planner tries one whose effect it does not know). `write`: how often a known entry
     gets into the hint. `wrong`: how often an entry is random. The defaults are the clean player. With `spell_out` it
-    first compares rows and columns, and says which ways it considers and what it knows of them: steps small enough for
-    a language model.
+    first compares rows and columns, says which ways it considers and what it knows of them, and lists all it knows
+    before a hint: steps small enough for a language model.
     """
 
     def __init__(
@@ -189,4 +189,8 @@ class Planner(Player):
         for way in MOVES:
             if self.rng.random() < self.wrong:
                 entries[way] = self.rng.choice(ACTIONS)
-        return update_reply([f"- {way}: {entry}" for way, entry in entries.items()])
+        lines = [f"- {way}: {entry}" for way, entry in entries.items()]
+        if self.spell_out:  # in the order in which it was found out: to copy it is easier than to sort it
+            found = ", ".join(f"{way} is {action}" for way, action in known.items())
+            return update_reply(lines, f"I know: {found}." if known else "I know nothing yet.")
+        return update_reply(lines)

@@ -36,5 +36,5 @@ class InformedPlayer(Player):
         raise NotImplementedError
 
 
-def update_reply(lines: list[str]) -> str:
-    return "\n".join(["Here is what I know now.", BEGIN, *lines, END])
+def update_reply(lines: list[str], thought: str = "Here is what I know now.") -> str:
+    return "\n".join([thought, BEGIN, *lines, END])
