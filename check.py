@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from batches import pad_batch
 from envs import BadInput, Pack
-from policy import Policy, pad_batch
+from policy import Policy
 from rollout import Episode, Penalties, play, run
 
 GREEN, RESET = "\033[32m", "\033[0m"

@@ -27,6 +27,7 @@ from tokenizers.models import BPE
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from batches import micro_batches, pad_batch
 from chat import ChatFormat
 from environments.frozenlake import MOVES
 from environments.frozenlake_players import ACTIONS, Planner
@@ -34,7 +35,7 @@ from environments.player import Player
 from envs import BadInput, make_pack
 from eval import command_line, flag, parse_flags, summarise
 from models import Lora, add_adapter, load_model
-from policy import Policy, batches_by_length, pad_batch
+from policy import Policy
 from rollout import Episode, Reply, Rollout, play, run
 
 PLANNERS = {  # settings of the players that can be imitated
@@ -109,9 +110,9 @@ def imitate(
         n_tokens = sum(episode.n_sampled for episode in episodes)
         total = 0.0
         policy.model.train()
-        for batch in batches_by_length({episode: len(episode.ids) for episode in episodes}, budget):
+        for batch, shared in micro_batches(episodes, budget):
             ids, mask, _ = pad_batch(batch, policy.device)  # [B, T], [B, T]
-            logp, _ = policy.logprobs(ids, mask)  # [B, T]
+            logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]
             loss = -logp.sum() / n_tokens
             loss.backward()
             total += loss.item()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
+from batches import ATTENTION, batches_by_length
 from chat import ChatFormat
 from envs import BadInput, first_line
 from models import LoraLayer, PeftModel
@@ -162,8 +163,11 @@ class Policy:
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
         eos = base.generation_config.eos_token_id  # some models have further stop tokens there
         self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
+        if text_config._attn_implementation == "sdpa":
+            base.set_attn_implementation(ATTENTION)
         self.kv_tokens = 1 << 62  # no bound while `_check` looks how large a token is
         self._check()
+        self.shares = self._can_share()
         self.adapted = self._mergeable_layers() if merge else []
         copies = sum(layer.weight.nbytes for layer in self.adapted)
         room = 0.6 * (free_memory(self.device) - copies)
@@ -251,6 +255,20 @@ class Policy:
             raise BadInput(f"{type(self.model).__name__}: its weights give predictions that are not finite")
         if not error.abs().mean() < tolerance * want.std():
             raise BadInput(f"{type(self.decoder).__name__}: this architecture or attention implementation does not fit")
+
+    @torch.no_grad()
+    def _can_share(self) -> bool:
+        """Whether a common beginning that goes through the model once (batches.py) changes nothing for this model."""
+        if self.model.config.get_text_config()._attn_implementation != ATTENTION:
+            return False
+        ids = torch.arange(24, device=self.device).view(2, 12) % self.head.weight.shape[0]  # [2, 12]
+        ids[1, :5] = ids[0, :5]
+        try:
+            apart, together = self._hidden_states(ids, 0)[:, 5:], self._hidden_states(ids, 5)  # [2, 7, d] each
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+            return False
+        tolerance = 1e-3 if apart.dtype == torch.float32 else 0.1
+        return bool((together - apart).abs().mean() < tolerance * apart.std())
 
     def fresh_cache(self) -> None:
         self.cache = RowCache()
@@ -457,25 +475,34 @@ class Policy:
         keys = torch.arange(self.cache.length, device=self.device)  # [length]
         # rows without a draft may be beyond the view; what they compute is not used, but must be finite
         queries = positions.clamp(max=self.cache.length - 1)[:, None, :, None]  # [b, 1, t, 1]
-        visible = keys <= queries  # [b, 1, t, length]
-        if self.window is not None:
-            near = visible & (keys > queries - self.window)  # [b, 1, t, length]
-            visible = {"full_attention": visible, "sliding_attention": near} if self.layer_types else near
-        inputs = {"input_ids": tokens, "attention_mask": visible, "position_ids": positions}
+        inputs = {"input_ids": tokens, "attention_mask": self._visible(keys, queries), "position_ids": positions}
         with self.precision():
             return self.decoder(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
 
-    def logprobs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _visible(self, keys: Tensor, queries: Tensor) -> Tensor | dict[str, Tensor]:
+        """Which keys, at positions [n], are seen by queries, at positions [b, 1, t, 1]: a mask [b, 1, t, n], or one for
+        each type of layer."""
+        visible = keys <= queries  # [b, 1, t, n]
+        if self.window is None:
+            return visible
+        near = visible & (keys > queries - self.window)  # [b, 1, t, n]
+        return {"full_attention": visible, "sliding_attention": near} if self.layer_types else near
+
+    def logprobs(self, ids: Tensor, mask: Tensor, shared: int = 0) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T] of the tokens of ids [B, T] where mask [B, T] is true (0 elsewhere), at the sampling
         temperature and with the weights of now, and the entropy [B, T] of the same distributions (no gradient).
 
-        Logits are computed at those positions only, at most HEAD_ELEMENTS of them at a time; where that takes several
-        chunks, the backward pass computes each again. Padding on the right needs no mask: attention is causal.
+        The first `shared` tokens, the same in all rows, with none sampled among them and the one after them, go through
+        the model once. Logits are computed at sampled tokens only, at most HEAD_ELEMENTS of them at a time; where that
+        takes several chunks, the backward pass computes each again. Padding on the right needs no mask: attention is
+        causal.
         """
-        with self.precision():
-            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, d]
-        sampled = mask[:, 1:]  # [B, T-1]; token t is predicted by the hidden state at t - 1
-        hidden, targets = hidden[:, :-1][sampled], ids[:, 1:][sampled]  # [n, d], [n]
+        if not self.shares or self.window is not None and shared > self.window:
+            shared = 0
+        hidden = self._hidden_states(ids, shared)  # [B, T - shared, d]
+        behind = slice(shared + 1, None)  # token t is predicted by the hidden state at t - 1
+        sampled = mask[:, behind]  # [B, T - shared - 1]
+        hidden, targets = hidden[:, :-1][sampled], ids[:, behind][sampled]  # [n, d], [n]
         chunk = max(1, HEAD_ELEMENTS // self.head.weight.shape[0])
         if len(targets) <= chunk:
             parts = [self._head_logprobs(hidden, targets)]
@@ -483,9 +510,25 @@ class Policy:
             chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)  # [<= chunk, d], [<= chunk]
             parts = [checkpoint(self._head_logprobs, *part, use_reentrant=False) for part in chunks]
         logp, entropy = torch.zeros(ids.shape, device=ids.device), torch.zeros(ids.shape, device=ids.device)  # [B, T]
-        logp[:, 1:][sampled] = torch.cat([part[0] for part in parts])  # [n]
-        entropy[:, 1:][sampled] = torch.cat([part[1] for part in parts])  # [n]
+        logp[:, behind][sampled] = torch.cat([part[0] for part in parts])  # [n]
+        entropy[:, behind][sampled] = torch.cat([part[1] for part in parts])  # [n]
         return logp, entropy
+
+    def _hidden_states(self, ids: Tensor, shared: int) -> Tensor:
+        """ids [B, T], of which the first `shared` are the same in all rows -> hidden states of the others
+        [B, T - shared, d]."""
+        inputs = {"input_ids": ids}
+        if shared:
+            rows, length = ids.shape
+            at = torch.arange(length, device=ids.device)  # [T]
+            inputs = {
+                "input_ids": torch.cat([ids[0, :shared], ids[:, shared:].flatten()])[None],  # [1, P + B * (T - P)]
+                "position_ids": torch.cat([at[:shared], at[shared:].repeat(rows)])[None],  # the same
+                "attention_mask": self._visible(at, at[shared:][None, None, :, None]),  # [1, 1, T - P, T]
+            }
+        with self.precision():
+            hidden = self.decoder(**inputs, use_cache=False).last_hidden_state  # [B, T, d] or [1, P + B * (T - P), d]
+        return hidden[0, shared:].view(len(ids), -1, hidden.shape[2]) if shared else hidden
 
     def _all_logprobs(self, hidden: Tensor) -> Tensor:
         """hidden [n, d] -> log-probabilities of all tokens [n, V] at the sampling temperature, in single precision."""
@@ -508,30 +551,3 @@ class Policy:
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free on the device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def batches_by_length(lengths: dict, budget: int) -> list[list]:
-    """Keys of `lengths` (key -> number of tokens) in batches of similar length, longest first: a padded batch holds at
-    most `budget` tokens (but at least one key), and nothing in it is padded to more than twice its length."""
-    batches: list[list] = []
-    longest = 0
-    for key in sorted(lengths, key=lambda key: -lengths[key]):
-        if not batches or (len(batches[-1]) + 1) * longest > budget or 2 * lengths[key] < longest:
-            batches.append([])
-            longest = lengths[key]
-        batches[-1].append(key)
-    return batches
-
-
-def pad_batch(episodes: list[Episode], device) -> tuple[Tensor, Tensor, Tensor]:
-    """ids [B, T], mask [B, T] (true where sampled), logps [B, T] (when sampled), padded on the right."""
-
-    def pad(rows: list[list], dtype) -> Tensor:
-        tensors = [torch.tensor(row, dtype=dtype) for row in rows]
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
-
-    return (
-        pad([episode.ids for episode in episodes], torch.long),
-        pad([episode.mask for episode in episodes], torch.bool),
-        pad([episode.logps for episode in episodes], torch.float32),
-    )

@@ -33,6 +33,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
+from batches import micro_batches, pad_batch
 from check import full_check, short_check
 from context import update_messages
 from envs import BadInput, Pack, make_pack
@@ -40,7 +41,7 @@ from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from journal import TRAIN_SEEDS, Journal, Stop, as_text, load_checkpoint, open_run, phase, save_checkpoint, write_text
 from models import Lora, add_adapter, load_model
-from policy import Policy, batches_by_length, pad_batch
+from policy import Policy
 from rollout import BAR_DELAY, Episode, Penalties, Rollout, play, run
 
 try:
@@ -246,15 +247,15 @@ def optimise(
         n_tokens = max(1, accelerator.reduce(n_tokens, "sum").item())
         if config.kl_coef == 0:
             minibatch = [episode for episode in minibatch if episode.advantage != 0] or minibatch
-        batches = batches_by_length({e: len(e.ids) for e in minibatch}, config.tokens_per_microbatch)
-        for batch in tqdm(batches, desc="training", disable=None, delay=BAR_DELAY, leave=False):
+        batches = micro_batches(minibatch, config.tokens_per_microbatch)
+        for batch, shared in tqdm(batches, desc="training", disable=None, delay=BAR_DELAY, leave=False):
             ids, mask, old_logp = pad_batch(batch, accelerator.device)  # [B, T] each
             advantages = torch.tensor([[e.advantage] for e in batch], device=ids.device).expand(ids.shape)  # [B, T]
             ref_logp = None
             if config.kl_coef > 0:
                 with torch.no_grad(), policy.model.disable_adapter():
-                    ref_logp, _ = policy.logprobs(ids, mask)  # [B, T]
-            logp, entropy = policy.logprobs(ids, mask)  # [B, T], [B, T]
+                    ref_logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]
+            logp, entropy = policy.logprobs(ids, mask, shared)  # [B, T], [B, T]
             loss, metrics = policy_loss(
                 logp, old_logp, advantages, mask, n_tokens,
                 config.clip, config.clip_eps, config.importance, ref_logp, config.kl_coef,
@@ -292,9 +293,9 @@ def divergence(policy: Policy, episodes: list[Episode], config: Config, accelera
     policy.model.eval()
     total = torch.zeros(2, device=accelerator.device)  # sum of 0.5 * (logp - ref_logp)^2, number of tokens
     with policy.model.disable_adapter():
-        for batch in batches_by_length({e: len(e.ids) for e in episodes[::8]}, config.tokens_per_microbatch):
+        for batch, shared in micro_batches(episodes[::8], config.tokens_per_microbatch):
             ids, mask, logp = pad_batch(batch, accelerator.device)  # [B, T] each
-            ref_logp, _ = policy.logprobs(ids, mask)  # [B, T]
+            ref_logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]
             total += torch.stack([0.5 * (logp - ref_logp)[mask].square().sum(), mask.sum()])
     divergence, tokens = accelerator.reduce(total, "sum").tolist()
     return divergence / max(1, tokens)

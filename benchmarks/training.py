@@ -3,24 +3,27 @@
     python benchmarks/training.py                                      the embedded policy, level tiny
     python benchmarks/training.py --model FOLDER_OR_HUB_NAME --level train
 
-Here an episode is one sequence, all its turns in it. The reference trains every turn as a sample of its own, with the
-history before it repeated. Micro-batches hold sequences of similar length, padded; the alternative is to pack them one
-after the other. All compute the same log-probabilities; the gradients are compared at the end. The replies
-are a scripted player's, so that any model will do.
+Here an episode is one sequence, all its turns in it, and what sequences have in common at the beginning is read once
+(batches.py). The reference trains every turn as a sample of its own, with the history before it repeated. Micro-batches
+hold sequences of similar length, padded; the alternative is to pack them one after the other. All compute the same
+log-probabilities; the gradients are compared at the end. The replies are a scripted player's that takes its chances, so
+that any model will do and the rollouts of a group differ.
 """
 
 import copy
+import functools
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from shared import Settings, wait_for
 
+from batches import batches_by_length, micro_batches, pad_batch
 from environments.frozenlake_players import Planner
 from eval import command_line, parse_flags
-from imitate import Teacher
-from policy import Policy, batches_by_length, pad_batch
+from imitate import PLANNERS, Teacher
+from policy import Policy
 from rollout import Episode, play, run
 
 
@@ -37,11 +40,16 @@ def turns_of(episode: Episode) -> list[Episode]:
     return samples
 
 
-def padded(policy: Policy, episodes: list[Episode], budget: int) -> Iterator[torch.Tensor]:
-    """Log-likelihoods of micro-batches of sequences of similar length, as train.py makes them."""
-    for batch in batches_by_length({e: len(e.ids) for e in episodes}, budget):
+def by_length(episodes: list[Episode], budget: int) -> list[tuple[list[Episode], int]]:
+    """Micro-batches of sequences of similar length, every one of them read from its first token on."""
+    return [(batch, 0) for batch in batches_by_length({e: len(e.ids) for e in episodes}, budget)]
+
+
+def padded(policy: Policy, passes: list[tuple[list[Episode], int]]) -> Iterator[torch.Tensor]:
+    """Log-likelihoods of micro-batches."""
+    for batch, shared in passes:
         ids, mask, _ = pad_batch(batch, policy.device)  # [B, T] each
-        yield policy.logprobs(ids, mask)[0].sum()
+        yield policy.logprobs(ids, mask, shared)[0].sum()
 
 
 def packed(policy: Policy, episodes: list[Episode], budget: int) -> Iterator[torch.Tensor]:
@@ -80,31 +88,34 @@ def gradient(policy: Policy, likelihoods: Iterator[torch.Tensor]) -> tuple[torch
 def main() -> None:
     settings = parse_flags(Settings)
     policy = settings.policy()
-    teacher = Teacher(Planner(0), policy.chat)
+    budget = settings.tokens_per_microbatch
+    teacher = Teacher(Planner(0, **PLANNERS["mediocre"]), policy.chat)
     episodes = [e for rollout in run(map(play, settings.packs()), teacher) for e in rollout.episodes]
     turns = [sample for episode in episodes for sample in turns_of(episode)]
-    ways = {
-        "a sample for each turn": (padded, turns),
-        "a sequence for each episode": (padded, episodes),
-        "the same, packed without padding": (packed, episodes),
+    passes = {
+        "a sample for each turn": by_length(turns, budget),
+        "a sequence for each episode": by_length(episodes, budget),
+        "the same, common beginnings read once": micro_batches(episodes, budget),
     }
+    ways: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
+        name: functools.partial(padded, policy, batches) for name, batches in passes.items()
+    }
+    ways["a sequence for each episode, packed without padding"] = functools.partial(packed, policy, episodes, budget)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     gradients = {}
     for _ in range(settings.repeats):
-        for name, (batches, samples) in ways.items():
-            budget = settings.tokens_per_microbatch
-            gradients[name], taken = gradient(policy, batches(policy, samples, budget))
+        for name, likelihoods in ways.items():
+            gradients[name], taken = gradient(policy, likelihoods())
             seconds[name].append(taken)
-            print(f"{name}: {len(samples)} sequences, {sum(len(e.ids) for e in samples)} tokens, {taken:.1f} s")
-    batches = batches_by_length({e: len(e.ids) for e in episodes}, settings.tokens_per_microbatch)
-    tokens = sum(len(e.ids) for e in episodes)
-    padding = sum(len(batch) * max(len(e.ids) for e in batch) for batch in batches) / tokens - 1
-    print(f"{policy.device}, {settings.rollouts} rollouts: {sum(len(e.ids) for e in turns) / tokens:.2f} times fewer "
-          f"tokens by one sequence for each episode; padding adds {padding:.1%} to them")  # fmt: skip
+            print(f"{name}: {taken:.1f} s")
+    print(f"{policy.device}, {settings.rollouts} rollouts")
     first = next(iter(ways))
+    total = sum(len(turn.ids) for turn in turns)
     for name, times in seconds.items():
+        tokens = sum(shared + sum(len(e.ids) - shared for e in batch) for batch, shared in passes.get(name, []))
         cosine = torch.cosine_similarity(gradients[first], gradients[name], dim=0)
-        print(f"  {min(seconds[first]) / min(times):.2f} times as fast, cosine of the gradients {cosine:.5f}: {name}")
+        fewer = f"{total / tokens:.2f} times fewer tokens ({tokens}), " if tokens else ""
+        print(f"  {name}: {fewer}{min(seconds[first]) / min(times):.2f} times as fast, cosine {cosine:.5f}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import imitate
+from batches import pad_batch
 from chat import ChatFormat
 from environments.frozenlake_players import Planner
 from envs import BadInput, make_pack
-from policy import Policy, pad_batch
+from policy import Policy
 from rollout import Episode, Reply, play, run
 
 PLAIN = imitate.TEMPLATE

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import imitate as script
+from batches import pad_batch
 from chat import ChatFormat
 from context import NO_HINTS_YET
 from environments.frozenlake import MOVES
@@ -31,7 +32,7 @@ from imitate import (
     sample_packs,
 )
 from models import add_adapter, load_model
-from policy import Policy, pad_batch
+from policy import Policy
 from rollout import play, run
 
 ROOT = Path(__file__).parents[1]

@@ -1,14 +1,11 @@
 """policy.py and models.py: the sampler against forward passes, what is trained, loading."""
 
-import itertools
 import math
 import shutil
 
 import pytest
 import torch
 from doubles import Chatter, Script, chatter_packs, new_conversations, small_llama, small_model, take_turns
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -28,10 +25,11 @@ from transformers import (
 import imitate
 import models
 import policy as policies
+from batches import pad_batch
 from envs import BadInput, Pack, make_pack
 from models import Lora, add_adapter, load_model
-from policy import OUTGROWN, Policy, batches_by_length, pad_batch
-from rollout import TOO_LONG, Episode, Reply, play, run
+from policy import OUTGROWN, Policy
+from rollout import TOO_LONG, Reply, play, run
 
 MODELS = ["qwen3", "llama", "qwen3 with an adapter"]
 
@@ -445,43 +443,6 @@ def test_logits_exist_in_chunks_only(batch, monkeypatch):
     torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-4, rtol=1e-3)
     assert mask.sum() > 6 and kept[0] >= mask.sum() * vocabulary
     assert kept[1] <= 3 * vocabulary
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Batches
-
-
-def test_batches_by_length_by_hand():
-    lengths = {"e": 1, "b": 9, "a": 10, "d": 4, "c": 5}
-    assert batches_by_length(lengths, 20) == [["a", "b"], ["c", "d"], ["e"]]
-    assert batches_by_length(lengths, 19) == [["a"], ["b", "c"], ["d"], ["e"]]
-    assert batches_by_length(lengths, 1) == [["a"], ["b"], ["c"], ["d"], ["e"]]
-    assert batches_by_length({}, 20) == []
-
-
-@given(lengths=st.dictionaries(st.integers(), st.integers(1, 50)), budget=st.integers(1, 300))
-def test_batches_by_length_partition_within_the_budget(lengths, budget):
-    batches = batches_by_length(lengths, budget)
-    assert sorted(key for batch in batches for key in batch) == sorted(lengths)
-    for batch in batches:
-        longest, shortest = max(lengths[key] for key in batch), min(lengths[key] for key in batch)
-        assert len(batch) == 1 or len(batch) * longest <= budget
-        assert longest <= 2 * shortest
-    for batch, after in itertools.pairwise(batches):  # no batch was closed too early
-        longest = max(lengths[key] for key in batch)
-        assert (len(batch) + 1) * longest > budget or 2 * lengths[after[0]] < longest
-
-
-def test_pad_batch_by_hand():
-    first, second = Episode("solve", 0, [], ""), Episode("solve", 1, [], "")
-    first.add([5, 6])
-    first.add([7], [-0.5])
-    second.add([8])
-    ids, mask, logps = pad_batch([first, second], "cpu")
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and ids.dtype == torch.long
-    assert mask.tolist() == [[False, False, True], [False] * 3] and mask.dtype == torch.bool
-    assert logps.tolist() == [[0, 0, -0.5], [0, 0, 0]] and logps.dtype == torch.float32
-    assert first.n_sampled == 1 and second.n_sampled == 0
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import pytest
 from conftest import byte_tokenizer
 
+from batches import pad_batch
 from chat import ChatFormat
 from envs import BadInput
-from policy import pad_batch
 from rollout import Episode
 
 WHEELS = ("trl==1.16.0", "guidance==0.3.1")

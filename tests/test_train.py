@@ -35,11 +35,12 @@ import eval as evaluation
 import grpo
 import journal
 import train
+from batches import pad_batch
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
 from environments.frozenlake_players import LakeRandom
 from envs import ENVS, BadInput, make_pack
 from models import Lora, add_adapter, load_model
-from policy import Policy, pad_batch
+from policy import Policy
 from rollout import play, run
 from train import Config, assign_advantages, collect, learning_rate_factor, optimise
 
@@ -587,18 +588,18 @@ def test_the_check_says_what_is_wrong_with_a_model_that_knows_nothing(model_fold
     assert all("imitate.py" in line for line in bad)
 
 
-def wrong_logprobs(policy, ids, mask):
-    logp, entropy = right_logprobs(policy, ids, mask)
+def wrong_logprobs(policy, ids, mask, *shared):
+    logp, entropy = right_logprobs(policy, ids, mask, *shared)
     return logp - 0.3 * mask, entropy
 
 
-def padded_logprobs(policy, ids, mask):
-    logp, entropy = right_logprobs(policy, ids, mask)
+def padded_logprobs(policy, ids, mask, *shared):
+    logp, entropy = right_logprobs(policy, ids, mask, *shared)
     return logp + 0.3 * mask * (len(ids) > 1), entropy
 
 
-def detached_logprobs(policy, ids, mask):
-    logp, entropy = right_logprobs(policy, ids, mask)
+def detached_logprobs(policy, ids, mask, *shared):
+    logp, entropy = right_logprobs(policy, ids, mask, *shared)
     return logp.detach() + 0 * logp, entropy
 
 

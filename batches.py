@@ -1,0 +1,115 @@
+"""Batches of token sequences for one forward pass: of similar length, and read once where they begin alike.
+
+The episodes of a training step begin with the same rules, those of a pack's first task with the same map. A batch
+[B, T] whose rows have their first P tokens in common goes through the model as one sequence [1, P + B * (T - P)]: the
+common beginning, then the rest of each row. What a layer does token by token it does once for the beginning;
+`attention` lets every row see the beginning and itself.
+"""
+
+import itertools
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rollout import Episode
+
+ATTENTION = "sdpa_common_beginning"  # its name among the attention implementations of transformers
+WORTHWHILE = 6  # a common beginning is used if it is at least 1/6 of the mean length
+PASS = 512  # a further forward pass is taken to cost as much as so many tokens
+
+
+def attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options):
+    """Scaled dot-product attention in one sequence that holds a common beginning and the rest of B rows.
+
+    query [1, H, P + B * t, D]; key and value [1, H_kv, P + B * t, D]; attention_mask [1, 1, t, P + t]: what the rest of
+    a row sees of the beginning and of itself. Returns [1, P + B * t, H, D] and None. A mask for every query, or none,
+    is left to transformers.
+    """
+    if attention_mask is None or attention_mask.shape[2] == query.shape[2]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rest, total = attention_mask.shape[2:]
+    shared = total - rest
+    beginning = [x[:, :, :shared] for x in (query, key, value)]  # [1, heads, P, D] each
+    rows = [x[0, :, shared:].unflatten(1, (-1, rest)).transpose(0, 1) for x in (query, key, value)]  # [B, heads, t, D]
+    for i in (1, 2):  # keys and values of a row: the beginning's, then its own
+        rows[i] = torch.cat([beginning[i].expand(len(rows[i]), -1, -1, -1), rows[i]], dim=2)  # [B, H_kv, P + t, D]
+    of_beginning, _ = sdpa_attention_forward(module, *beginning, None, **options)  # [1, P, H, D]
+    of_rows, _ = sdpa_attention_forward(module, *rows, attention_mask, **options)  # [B, t, H, D]
+    return torch.cat([of_beginning, of_rows.flatten(0, 1)[None]], dim=1), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def families(episodes: list[Episode]) -> list[tuple[list[Episode], int]]:
+    """(episodes that begin alike, how many first tokens they have in common), so that as few tokens as possible are
+    read in all, if every family costs PASS tokens more.
+
+    What they have in common ends before the token that the first sampled one of any is predicted from.
+    """
+    ordered = sorted(episodes, key=lambda e: e.ids)  # so what a range has in common is the least of its neighbours
+    prompts = [(e.mask.index(True) if True in e.mask else len(e.ids)) - 1 for e in ordered]
+    pairs = zip(itertools.pairwise(ordered), itertools.pairwise(prompts), strict=True)
+    alike = np.array([max(0, min(len(os.path.commonprefix([a.ids, b.ids])), *ends)) for (a, b), ends in pairs], int)
+    # for the first `end` episodes: tokens saved by the best way to cut them, size of its last family, what that shares
+    saved, sizes, shared = (np.zeros(len(ordered) + 1, int) for _ in range(3))
+    for end in range(1, len(ordered) + 1):
+        common = np.concatenate([[0], np.minimum.accumulate(alike[: end - 1][::-1])])  # of the last 1, 2, ..., end
+        ways = saved[:end][::-1] + common * np.arange(end) - PASS  # by the size of the last family
+        last = ways.argmax()
+        saved[end], sizes[end], shared[end] = ways[last], last + 1, common[last]
+    found, end = [], len(ordered)
+    while end:
+        found.append((ordered[end - sizes[end] : end], int(shared[end])))
+        end -= sizes[end]
+    return found
+
+
+def micro_batches(episodes: list[Episode], budget: int) -> list[tuple[list[Episode], int]]:
+    """(episodes, how many tokens they have in common at the beginning) for one forward pass each.
+
+    A pass takes at most `budget` tokens, padding included (but at least one episode). Where a common beginning is not
+    worth while, it counts as 0.
+    """
+    passes, others = [], {e: len(e.ids) for e in episodes}
+    for family, shared in families(episodes):
+        if WORTHWHILE * shared * len(family) >= sum(len(e.ids) for e in family):
+            for batch in batches_by_length({e: len(e.ids) - shared for e in family}, budget - shared):
+                if len(batch) > 1:
+                    passes.append((batch, shared))
+                    for episode in batch:
+                        del others[episode]
+    return passes + [(batch, 0) for batch in batches_by_length(others, budget)]
+
+
+def batches_by_length(lengths: dict, budget: int) -> list[list]:
+    """Keys of `lengths` (key -> number of tokens) in batches of similar length, longest first: a padded batch holds at
+    most `budget` tokens (but at least one key), and nothing in it is padded to more than twice its length."""
+    batches: list[list] = []
+    longest = 0
+    for key in sorted(lengths, key=lambda key: -lengths[key]):
+        if not batches or (len(batches[-1]) + 1) * longest > budget or 2 * lengths[key] < longest:
+            batches.append([])
+            longest = lengths[key]
+        batches[-1].append(key)
+    return batches
+
+
+def pad_batch(episodes: list[Episode], device) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [B, T], mask [B, T] (true where sampled), logps [B, T] (when sampled), padded on the right."""
+
+    def pad(rows: list[list], dtype) -> Tensor:
+        tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
+
+    return (
+        pad([episode.ids for episode in episodes], torch.long),
+        pad([episode.mask for episode in episodes], torch.bool),
+        pad([episode.logps for episode in episodes], torch.float32),
+    )

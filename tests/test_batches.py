@@ -1,0 +1,260 @@
+"""batches.py: batches of similar length, and sequences that begin alike."""
+
+import itertools
+import os
+from unittest import mock
+
+import pytest
+import torch
+from doubles import small_llama, small_model
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import batches as batching
+from batches import batches_by_length, families, micro_batches, pad_batch
+from envs import make_pack
+from eval import reference_players
+from imitate import Teacher
+from models import Lora, add_adapter
+from policy import Policy
+from rollout import Episode, play, run
+
+
+def test_batches_by_length_by_hand():
+    lengths = {"e": 1, "b": 9, "a": 10, "d": 4, "c": 5}
+    assert batches_by_length(lengths, 20) == [["a", "b"], ["c", "d"], ["e"]]
+    assert batches_by_length(lengths, 19) == [["a"], ["b", "c"], ["d"], ["e"]]
+    assert batches_by_length(lengths, 1) == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert batches_by_length({}, 20) == []
+
+
+@given(lengths=st.dictionaries(st.integers(), st.integers(1, 50)), budget=st.integers(1, 300))
+def test_batches_by_length_partition_within_the_budget(lengths, budget):
+    batches = batches_by_length(lengths, budget)
+    assert sorted(key for batch in batches for key in batch) == sorted(lengths)
+    for batch in batches:
+        longest, shortest = max(lengths[key] for key in batch), min(lengths[key] for key in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        assert longest <= 2 * shortest
+    for batch, after in itertools.pairwise(batches):  # no batch was closed too early
+        longest = max(lengths[key] for key in batch)
+        assert (len(batch) + 1) * longest > budget or 2 * lengths[after[0]] < longest
+
+
+def test_pad_batch_by_hand():
+    first, second = Episode("solve", 0, [], ""), Episode("solve", 1, [], "")
+    first.add([5, 6])
+    first.add([7], [-0.5])
+    second.add([8])
+    ids, mask, logps = pad_batch([first, second], "cpu")
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and ids.dtype == torch.long
+    assert mask.tolist() == [[False, False, True], [False] * 3] and mask.dtype == torch.bool
+    assert logps.tolist() == [[0, 0, -0.5], [0, 0, 0]] and logps.dtype == torch.float32
+    assert first.n_sampled == 1 and second.n_sampled == 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Common beginnings
+
+
+def episode_of(ids, sampled):
+    """An episode with these ids, sampled at these places."""
+    episode = Episode("solve", 0, [], "")
+    for place, token in enumerate(ids):
+        episode.add([token], [-1.0] if place in sampled else None)
+    return episode
+
+
+def test_families_by_hand(monkeypatch):
+    """What is shared ends before the token that the first sampled one is predicted from."""
+    monkeypatch.setattr(batching, "PASS", 1)
+
+    def shared(*others):
+        [(family, number)] = families([episode_of([1, 2, 3, 4, 5, 6], {4}), *others])
+        assert len(family) == 1 + len(others)
+        return number
+
+    assert shared(episode_of([1, 2, 9, 4, 5], {4})) == 2
+    assert shared(episode_of([1, 2, 3, 4, 5, 7], {5})) == 3
+    assert shared(episode_of([1, 2, 3, 4], {2})) == 1
+    assert shared(episode_of([9, 2, 3, 4], {3})) == 0
+    assert shared(episode_of([1, 2, 3], {0})) == 0
+    assert shared(episode_of([1, 2, 3], {1})) == 0
+    assert shared(episode_of([1, 2, 3, 8], ())) == 3  # nothing is sampled
+    assert shared() == 0
+    assert families([]) == []
+
+
+def ranges(items):
+    """All ways to cut a list into ranges."""
+    if not items:
+        return [[]]
+    return [[items[:n], *rest] for n in range(1, len(items) + 1) for rest in ranges(items[n:])]
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=8), min_size=1, max_size=7),
+    cost=st.integers(0, 5),
+)
+def test_families_are_the_cheapest_ranges(prompts, cost):
+    """Against all ways to cut the episodes into ranges, in the order of their tokens."""
+    episodes = [episode_of([*prompt, 7, 7, 7], {len(prompt) + 1}) for prompt in prompts]
+
+    def saved(family):
+        beginnings = [e.ids[: e.mask.index(True) - 1] for e in family]
+        return (len(family) - 1) * len(os.path.commonprefix(beginnings)) - cost
+
+    with mock.patch.object(batching, "PASS", cost):
+        found = families(episodes)
+    assert sorted(map(id, (e for family, _ in found for e in family))) == sorted(map(id, episodes))
+    for family, shared in found:
+        assert len({tuple(e.ids[:shared]) for e in family}) == 1
+    ordered = sorted(episodes, key=lambda e: e.ids)
+    most = max(sum(map(saved, way)) for way in ranges(ordered))
+    assert sum((len(family) - 1) * shared - cost for family, shared in found) == most
+
+
+episodes_that_begin_alike = st.lists(
+    st.builds(
+        lambda head, tail, sampled: episode_of([0] * head + tail, {place + max(head, 1) for place in sampled}),
+        st.integers(0, 30),
+        st.lists(st.integers(0, 3), min_size=12, max_size=30),
+        st.sets(st.integers(0, 11), max_size=4),
+    ),
+    max_size=12,
+)
+
+
+@given(episodes=episodes_that_begin_alike, budget=st.integers(1, 400))
+def test_micro_batches_partition_within_the_budget(episodes, budget):
+    passes = micro_batches(episodes, budget)
+    assert sorted(map(id, (e for batch, _ in passes for e in batch))) == sorted(map(id, episodes))
+    for batch, shared in passes:
+        longest = max(len(e.ids) for e in batch)
+        assert len(batch) == 1 or shared + len(batch) * (longest - shared) <= budget
+        assert len({tuple(e.ids[:shared]) for e in batch}) == 1
+        assert not any(sampled for e in batch for sampled in e.mask[: shared + 1 if shared else 0])
+
+
+def test_prompts_that_fill_much_of_an_episode_are_shared_and_others_are_not(monkeypatch):
+    monkeypatch.setattr(batching, "PASS", 10)
+    alike = [episode_of([5] * 20 + [k] + [6] * 30, range(30, 51)) for k in range(4)]
+    short = [episode_of([4] * 4 + [k] + [6] * 30, range(20, 35)) for k in range(4)]
+    passes = micro_batches(short + alike, 1000)
+    assert [(len(batch), shared) for batch, shared in passes] == [(4, 20), (4, 0)]
+    assert passes[1][0] == short  # in their order
+
+
+WINDOW = {"sliding_window": 24}
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {"kind": Qwen2ForCausalLM, "config": Qwen2Config},
+    "mistral": {"kind": MistralForCausalLM, "config": MistralConfig, **WINDOW},
+    "gemma3": {
+        "kind": Gemma3ForCausalLM,
+        "config": Gemma3TextConfig,
+        "layer_types": ["sliding_attention", "full_attention"],
+        **WINDOW,
+    },
+}
+
+
+def adapted(model):
+    """The model with an adapter that is not at its start."""
+    model = add_adapter(model, Lora(rank=4, alpha=8))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def alike(shared, rows=3, length=40, seed=0):
+    """ids and mask [rows, length]: rows whose first `shared` tokens are the same, with padding at some ends."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 200, (rows, length), generator=generator)
+    ids[:, :shared] = ids[0, :shared]
+    mask = torch.rand(rows, length, generator=generator) < 0.5
+    mask[:, : shared + 1] = False
+    mask[1:, length - 5 :] = False
+    return ids, mask
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shared", [1, 20, 30])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_common_beginning_changes_neither_probabilities_nor_gradients(name, shared, checkpointing, tokenizer):
+    """Windows are longer than a beginning of 20 tokens; one of 30 is longer than them, and read for each row."""
+    torch.manual_seed(0)
+    model = small_llama(tokenizer, **ARCHITECTURES[name])
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(adapted(model), tokenizer, 0.7)
+    assert policy.shares
+    policy.model.train()
+    ids, mask = alike(shared)
+    lengths = []
+    policy.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    outcomes = []
+    for number in (0, shared):
+        logp, entropy = policy.logprobs(ids, mask, number)
+        outcomes.append((logp.detach(), entropy, torch.autograd.grad(logp.square().mean(), parameters)))
+    torch.testing.assert_close(outcomes[1], outcomes[0], atol=1e-5, rtol=1e-4)
+    assert outcomes[0][0][mask].abs().min() > 0 and all(gradient.abs().max() > 1e-4 for gradient in outcomes[0][2])
+    together = shared + 3 * (40 - shared) if "sliding_window" not in ARCHITECTURES[name] or shared < 24 else 120
+    assert lengths == [120, together]
+
+
+def test_another_attention_reads_beginnings_for_each_row(tokenizer):
+    """Whether another implementation is in use, or one that does not look at the mask."""
+    ids, mask = alike(20)
+    policy = Policy(small_model("llama", tokenizer), tokenizer)
+    expected = policy.logprobs(ids, mask)[0]
+    policy.model.set_attn_implementation("sdpa")
+    assert not policy._can_share()
+    policy.shares = False
+    torch.testing.assert_close(policy.logprobs(ids, mask, 20)[0], expected)
+
+
+def test_an_attention_that_ignores_the_mask_is_noticed(tokenizer, monkeypatch):
+    def careless(module, query, key, value, attention_mask, **options):
+        if attention_mask is not None and attention_mask.shape[2] != query.shape[2]:
+            attention_mask = None
+        return batching.sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+    model = small_model("llama", tokenizer)
+    monkeypatch.setitem(batching.AttentionInterface._global_mapping, batching.ATTENTION, careless)
+    assert not Policy(model, tokenizer).shares
+
+
+@pytest.mark.parametrize("budget", [1, 2500, 10**6])
+def test_the_gradient_of_real_prompts_is_that_of_one_episode_at_a_time(budget, tokenizer):
+    """Rules that this tokenizer spells in bytes are a large part of every episode."""
+    policy = Policy(adapted(small_llama(tokenizer)), tokenizer)
+    packs = [make_pack("control", seed, 2) for seed in (0, 0, 1)]
+    teacher = Teacher(reference_players("control")["learner"], policy.chat)
+    episodes = [e for rollout in run(map(play, packs), teacher) for e in rollout.episodes]
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+
+    def gradient(passes):
+        likelihood = 0.0
+        for batch, shared in passes:
+            ids, mask, _ = pad_batch(batch, "cpu")
+            likelihood = likelihood + policy.logprobs(ids, mask, shared)[0].sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(likelihood / 100, parameters)])
+
+    passes = micro_batches(episodes, budget)
+    assert any(shared > 500 for _, shared in passes) == (budget > 1)
+    expected = gradient([([episode], 0) for episode in episodes])
+    assert expected.abs().max() > 1e-3
+    assert torch.allclose(gradient(passes), expected, atol=1e-5, rtol=1e-4)
