@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from batches import pad_batch
+from batches import families, pad_batch
 from envs import BadInput, Pack
 from policy import Policy
 from rollout import Episode, Penalties, play, run
@@ -32,25 +32,29 @@ class Finding:
 
 
 def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
-    """Sampler against trainer, padded against alone, and whether a gradient reaches the adapter."""
+    """Sampler against trainer, in a batch against alone, and whether a gradient reaches the adapter."""
     # what two ways of computing the same may differ by, in nats per token
     tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
-    episodes = sorted(episodes, key=lambda episode: len(episode.ids))
-    pair = [episodes[0], episodes[-1]]  # the shortest and the longest
+    tasks = sorted((e for e in episodes if e.kind == "solve"), key=lambda episode: len(episode.ids))
+    [(pair, shared)] = families([tasks[0], tasks[-1]])  # the shortest and the longest, which both begin with the rules
     policy.model.eval()
     with torch.no_grad():
         ids, mask, logps = pad_batch(pair, policy.device)  # [2, T] each
-        together, _ = policy.logprobs(ids, mask)  # [2, T]
+        together, _ = policy.logprobs(ids, mask, shared)  # [2, T]
         gaps = (together - logps)[mask].abs()  # [n]
         alone = []
         for episode in pair:
             one_ids, one_mask, _ = pad_batch([episode], policy.device)  # [1, t]
             alone.append(policy.logprobs(one_ids, one_mask)[0][one_mask])  # [n of this one]
-        padding = (together[mask] - torch.cat(alone)).abs()  # [n]
+        batching = (together[mask] - torch.cat(alone)).abs()  # [n]
     findings = []
     for name, gap, problem in (
         ("sampler and trainer agree", gaps, "the model predicts otherwise through its KV cache; try --dtype float32"),
-        ("padding changes nothing", padding, "the model sees the padding; try another attention implementation"),
+        (
+            f"padding and {shared} common first tokens change nothing",
+            batching,
+            "the model reads a batch otherwise than one conversation; try another attention implementation",
+        ),
     ):
         detail = f"log-probabilities differ by {gap.mean():.1e} in the mean, {gap.max():.1e} at most"
         findings.append(Finding(name, detail, "" if gap.mean() < tolerance else problem))
@@ -59,7 +63,7 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
     policy.model.train()
     gpu = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpu):  # dropout draws from the global random state
-        ids, mask, _ = pad_batch(episodes[:1], policy.device)  # [1, T]
+        ids, mask, _ = pad_batch(tasks[:1], policy.device)  # [1, T]
         likelihood = policy.logprobs(ids, mask)[0].sum()
         gradients = torch.autograd.grad(likelihood, list(parameters.values()), allow_unused=True)
     norms = {name: 0.0 if g is None else g.norm().item() for name, g in zip(parameters, gradients, strict=True)}

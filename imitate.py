@@ -1,7 +1,8 @@
 """Imitation of scripted players, on rollouts of the same loop: what reinforcement learning starts from.
 
     python imitate.py --output my-policy                     build the embedded policy from nothing (7 minutes)
-    python imitate.py --model FOLDER --output warm-start     teach a model the reply format by imitation
+    python imitate.py --model FOLDER --output warm-start     teach a model the reply format by imitation; if broken off,
+                                                             the same line goes on from the last tenth step
 
 A scripted player plays packs; its replies are written into the episodes as if the model had sampled them, and the
 model is trained on their likelihood. Small models that never produce the reply format need this before CoD training.
@@ -13,6 +14,7 @@ find out that good hints, and using them, pay.
 """
 
 import dataclasses
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -32,7 +34,7 @@ from chat import ChatFormat
 from environments.frozenlake import MOVES
 from environments.frozenlake_players import ACTIONS, Planner
 from environments.player import Player
-from envs import BadInput, make_pack
+from envs import BadInput, first_line, make_pack
 from eval import command_line, flag, parse_flags, summarise
 from models import Lora, add_adapter, load_model
 from policy import Policy
@@ -42,6 +44,9 @@ PLANNERS = {  # settings of the players that can be imitated
     "clean": {},
     "mediocre": {"plan": 0.8, "recall": 0.35, "write": 0.5, "wrong": 0.1},
 }
+
+
+SAVE_EVERY = 10  # optimiser steps, of a warm start
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,38 @@ def lessons(player: Player, chat: ChatFormat, config: ImitateConfig, first_seed:
         yield [episode for rollout in run(games, teacher) for episode in rollout.episodes]
 
 
+@dataclass(frozen=True)
+class Partial:
+    """An imitation that is under way, on disk: the trained weights, the optimiser's state, how many steps are done."""
+
+    path: Path
+    settings: dict
+
+    def read(self) -> dict | None:
+        """What was saved, if anything. Raises BadInput if that belongs to other settings or cannot be read."""
+        if not self.path.exists():
+            return None
+        try:
+            saved = torch.load(self.path, weights_only=True)
+            others = [name for name, value in self.settings.items() if saved["settings"].get(name) != value]
+        except Exception as error:  # torch raises errors of many kinds
+            raise BadInput(f"{self.path}: cannot be read ({first_line(error)}); remove it to start anew") from error
+        if others:
+            raise BadInput(
+                f"{others[0]}={self.settings[others[0]]!r}: {self.path} was begun with "
+                f"{saved['settings'].get(others[0])!r}; go on with that, or remove the file to start anew"
+            )
+        return saved
+
+    def write(self, done: int, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".tmp-{self.path.name}")
+        weights = [parameter.detach() for parameter in parameters]
+        saved = {"settings": self.settings, "done": done, "weights": weights, "optimizer": optimizer.state_dict()}
+        torch.save(saved, temporary)
+        os.replace(temporary, self.path)
+
+
 def imitate(
     policy: Policy,
     batches: Iterator[list[Episode]],
@@ -95,14 +132,25 @@ def imitate(
     name: str,
     budget: int,
     reached: Callable[[int, float], bool] | None = None,
+    partial: Partial | None = None,
 ) -> bool:
     """Maximise the likelihood of the masked tokens; `lr` maps progress in [0, 1) to a learning rate.
 
     Ends after `steps`, or as soon as `reached(step, loss)`; returns whether that happened (True if there is no goal).
+    With `partial` it goes on from what is saved there, and saves every SAVE_EVERY steps.
     """
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
-    bar = tqdm(range(steps), desc=name, unit="step")
+    done = 0
+    if partial is not None and (saved := partial.read()):
+        done = saved["done"]
+        optimizer.load_state_dict(saved["optimizer"])
+        with torch.no_grad():
+            for parameter, weights in zip(parameters, saved["weights"], strict=True):
+                parameter.copy_(weights)
+        for _ in range(done):  # the player's random numbers go on from there, too
+            next(batches)
+    bar = tqdm(range(done, steps), desc=name, unit="step", initial=done, total=steps)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = lr(step / steps)
@@ -120,6 +168,8 @@ def imitate(
         optimizer.step()
         optimizer.zero_grad()
         bar.set_postfix(loss=f"{total:.3f}")
+        if partial is not None and (step + 1) % SAVE_EVERY == 0:
+            partial.write(step + 1, parameters, optimizer)
         if reached is not None and reached(step, total):
             bar.close()
             return True
@@ -274,6 +324,10 @@ def main() -> None:
         raise BadInput(f"lora_rank={config.lora_rank}: must be at least 0")
     if not config.output or Path(config.output).exists():
         raise BadInput(f"output={config.output!r}: name a folder that does not exist yet")
+    settings = dataclasses.asdict(config)
+    del settings["tokens_per_microbatch"], settings["compile"]  # these may change on the way
+    partial = Partial(Path(f"{config.output}.partial"), settings)
+    partial.read()  # other settings end here
     torch.manual_seed(config.seed)
     if not config.model:
         policy = build_embedded(dataclasses.replace(config, level="tiny", pack_size=4))
@@ -295,11 +349,13 @@ def main() -> None:
             rise_and_fall(config.lr),
             f"{config.player} player",
             config.tokens_per_microbatch,
+            partial=partial,
         )
         if config.lora_rank:
             model = model.merge_and_unload()
     model.save_pretrained(config.output)
     policy.chat.tokenizer.save_pretrained(config.output)
+    partial.path.unlink(missing_ok=True)
     print(f"written: {config.output}")
 
 

@@ -299,6 +299,44 @@ def test_warm_start_is_repeatable_and_follows_its_seed(model_folder, tmp_path, m
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_interrupted_warm_start_goes_on_exactly(rank, model_folder, tmp_path, monkeypatch):
+    """Broken off in the third of four steps, after one that was saved; what the player does is random, too."""
+    options = ["--model", model_folder, "--steps", 4, "--packs-per-step", 1, "--pack-size", 2, "--lora-rank", rank]
+    options += ["--player", "mediocre", "--lr", 0.01]
+    call(monkeypatch, *options, "--output", tmp_path / "whole")
+    output, partial = tmp_path / "deep" / "broken", tmp_path / "deep" / "broken.partial"
+    monkeypatch.setattr(script, "SAVE_EVERY", 2)
+    rates, factor = [], script.rise_and_fall(0.01)
+
+    def third_fails(progress):
+        rates.append(progress)
+        if len(rates) == 3:
+            raise KeyboardInterrupt
+        return factor(progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "rise_and_fall", lambda peak: third_fails)
+        with pytest.raises(SystemExit):
+            call(patch, *options, "--output", output)
+    assert partial.exists() and not output.exists()
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, *options, "--output", output, "--seed", 5)
+    assert "seed=5" in str(raised.value) and partial.exists()
+    call(monkeypatch, *options, "--output", output, "--tokens-per-microbatch", 4000)
+    assert not partial.exists()
+    expected, got = weights(tmp_path / "whole")[2], weights(output)[2]
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_partial_that_cannot_be_read_is_refused_in_one_line(model_folder, tmp_path, monkeypatch):
+    (tmp_path / "new.partial").write_bytes(b"no weights")
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, "--model", model_folder, "--output", tmp_path / "new")
+    assert "new.partial: cannot be read" in str(raised.value) and "\n" not in str(raised.value)
+    assert (tmp_path / "new.partial").exists()
+
+
 def test_player_and_level_are_those_of_the_flags(model_folder, tmp_path, monkeypatch):
     players, packs = [], []
     planner, make = script.Planner, script.make_pack

@@ -598,6 +598,11 @@ def padded_logprobs(policy, ids, mask, *shared):
     return logp + 0.3 * mask * (len(ids) > 1), entropy
 
 
+def unshared_logprobs(policy, ids, mask, shared=0):
+    logp, entropy = right_logprobs(policy, ids, mask, shared)
+    return logp + 0.3 * mask * (shared > 0), entropy
+
+
 def detached_logprobs(policy, ids, mask, *shared):
     logp, entropy = right_logprobs(policy, ids, mask, *shared)
     return logp.detach() + 0 * logp, entropy
@@ -609,6 +614,7 @@ right_logprobs = Policy.logprobs
 @pytest.mark.parametrize("wrong, named", [
     (wrong_logprobs, "sampler and trainer agree"),
     (padded_logprobs, "sampler and trainer agree"),
+    (unshared_logprobs, "sampler and trainer agree"),
     (detached_logprobs, "a gradient reaches the adapter"),
 ])  # fmt: skip
 def test_a_run_whose_trainer_is_wrong_does_not_start(wrong, named, tmp_path, monkeypatch):
@@ -617,12 +623,13 @@ def test_a_run_whose_trainer_is_wrong_does_not_start(wrong, named, tmp_path, mon
     assert not (tmp_path / "runs").exists()
 
 
-def test_padding_that_is_seen_is_found(monkeypatch):
+@pytest.mark.parametrize("wrong", [padded_logprobs, unshared_logprobs])
+def test_a_batch_that_is_read_otherwise_is_found(wrong, monkeypatch):
     policy = fresh_policy()
     episodes = check.play_a_little(policy, Config().pack(0), 1)
-    monkeypatch.setattr(Policy, "logprobs", padded_logprobs)
+    monkeypatch.setattr(Policy, "logprobs", wrong)
     problems = [finding.name for finding in check.check_numbers(policy, episodes) if finding.problem]
-    assert "padding changes nothing" in problems
+    assert any(name.startswith("padding and ") for name in problems)
 
 
 def test_the_check_leaves_no_trace():
