@@ -2,8 +2,8 @@
 
 The episodes of a training step begin with the same rules, those of a pack's first task with the same map. A batch
 [B, T] whose rows have their first P tokens in common goes through the model as one sequence [1, P + B * (T - P)]: the
-common beginning, then the rest of each row. What a layer does token by token it does once for the beginning;
-`attention` lets every row see the beginning and itself.
+common beginning, then the rest of each row. What a layer does token by token it does once for the beginning; in
+`attention` the rows are put together again.
 """
 
 import itertools
@@ -24,23 +24,24 @@ PASS = 512  # a further forward pass is taken to cost as much as so many tokens
 
 
 def attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options):
-    """Scaled dot-product attention in one sequence that holds a common beginning and the rest of B rows.
+    """Causal attention in one sequence that holds a common beginning and the rest of B rows.
 
     query [1, H, P + B * t, D]; key and value [1, H_kv, P + B * t, D]; attention_mask [1, 1, t, P + t]: what the rest of
-    a row sees of the beginning and of itself. Returns [1, P + B * t, H, D] and None. A mask for every query, or none,
-    is left to transformers.
+    a row sees of the row, which is all that came before. Returns [1, P + B * t, H, D] and None. The rows are put
+    together for it, [B, H, P + t, D], so that the kernels for plain causal attention serve. A mask for every query, or
+    none, is left to transformers.
     """
     if attention_mask is None or attention_mask.shape[2] == query.shape[2]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    rest, total = attention_mask.shape[2:]
-    shared = total - rest
-    beginning = [x[:, :, :shared] for x in (query, key, value)]  # [1, heads, P, D] each
-    rows = [x[0, :, shared:].unflatten(1, (-1, rest)).transpose(0, 1) for x in (query, key, value)]  # [B, heads, t, D]
-    for i in (1, 2):  # keys and values of a row: the beginning's, then its own
-        rows[i] = torch.cat([beginning[i].expand(len(rows[i]), -1, -1, -1), rows[i]], dim=2)  # [B, H_kv, P + t, D]
-    of_beginning, _ = sdpa_attention_forward(module, *beginning, None, **options)  # [1, P, H, D]
-    of_rows, _ = sdpa_attention_forward(module, *rows, attention_mask, **options)  # [B, t, H, D]
-    return torch.cat([of_beginning, of_rows.flatten(0, 1)[None]], dim=1), None
+    rest, length = attention_mask.shape[2:]
+    shared = length - rest
+    rows = []
+    for states in (query, key, value):
+        own = states[0, :, shared:].unflatten(1, (-1, rest)).transpose(0, 1)  # [B, heads, t, D]
+        beginning = states[:, :, :shared].expand(len(own), -1, -1, -1)  # [B, heads, P, D]
+        rows.append(torch.cat([beginning, own], dim=2))  # [B, heads, P + t, D]
+    out, _ = sdpa_attention_forward(module, *rows, None, **options)  # [B, P + t, H, D]
+    return torch.cat([out[:1, :shared], out[:, shared:].flatten(0, 1)[None]], dim=1), None
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -475,18 +475,13 @@ class Policy:
         keys = torch.arange(self.cache.length, device=self.device)  # [length]
         # rows without a draft may be beyond the view; what they compute is not used, but must be finite
         queries = positions.clamp(max=self.cache.length - 1)[:, None, :, None]  # [b, 1, t, 1]
-        inputs = {"input_ids": tokens, "attention_mask": self._visible(keys, queries), "position_ids": positions}
+        visible = keys <= queries  # [b, 1, t, length]
+        if self.window is not None:
+            near = visible & (keys > queries - self.window)  # [b, 1, t, length]
+            visible = {"full_attention": visible, "sliding_attention": near} if self.layer_types else near
+        inputs = {"input_ids": tokens, "attention_mask": visible, "position_ids": positions}
         with self.precision():
             return self.decoder(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
-
-    def _visible(self, keys: Tensor, queries: Tensor) -> Tensor | dict[str, Tensor]:
-        """Which keys, at positions [n], are seen by queries, at positions [b, 1, t, 1]: a mask [b, 1, t, n], or one for
-        each type of layer."""
-        visible = keys <= queries  # [b, 1, t, n]
-        if self.window is None:
-            return visible
-        near = visible & (keys > queries - self.window)  # [b, 1, t, n]
-        return {"full_attention": visible, "sliding_attention": near} if self.layer_types else near
 
     def logprobs(self, ids: Tensor, mask: Tensor, shared: int = 0) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T] of the tokens of ids [B, T] where mask [B, T] is true (0 elsewhere), at the sampling
@@ -497,7 +492,7 @@ class Policy:
         takes several chunks, the backward pass computes each again. Padding on the right needs no mask: attention is
         causal.
         """
-        if not self.shares or self.window is not None and shared > self.window:
+        if not self.shares or self.window is not None and ids.shape[1] > self.window:
             shared = 0
         hidden = self._hidden_states(ids, shared)  # [B, T - shared, d]
         behind = slice(shared + 1, None)  # token t is predicted by the hidden state at t - 1
@@ -524,7 +519,7 @@ class Policy:
             inputs = {
                 "input_ids": torch.cat([ids[0, :shared], ids[:, shared:].flatten()])[None],  # [1, P + B * (T - P)]
                 "position_ids": torch.cat([at[:shared], at[shared:].repeat(rows)])[None],  # the same
-                "attention_mask": self._visible(at, at[shared:][None, None, :, None]),  # [1, 1, T - P, T]
+                "attention_mask": (at <= at[shared:, None])[None, None],  # [1, 1, T - P, T]
             }
         with self.precision():
             hidden = self.decoder(**inputs, use_cache=False).last_hidden_state  # [B, T, d] or [1, P + B * (T - P), d]

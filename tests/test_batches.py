@@ -153,17 +153,13 @@ def test_prompts_that_fill_much_of_an_episode_are_shared_and_others_are_not(monk
     assert passes[1][0] == short  # in their order
 
 
-WINDOW = {"sliding_window": 24}
+GEMMA = {"kind": Gemma3ForCausalLM, "config": Gemma3TextConfig, "layer_types": ["sliding_attention", "full_attention"]}
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {"kind": Qwen2ForCausalLM, "config": Qwen2Config},
-    "mistral": {"kind": MistralForCausalLM, "config": MistralConfig, **WINDOW},
-    "gemma3": {
-        "kind": Gemma3ForCausalLM,
-        "config": Gemma3TextConfig,
-        "layer_types": ["sliding_attention", "full_attention"],
-        **WINDOW,
-    },
+    "mistral": {"kind": MistralForCausalLM, "config": MistralConfig, "sliding_window": 24},
+    "gemma3": {**GEMMA, "sliding_window": 40},
+    "gemma3, a shorter window": {**GEMMA, "sliding_window": 24},
 }
 
 
@@ -191,7 +187,7 @@ def alike(shared, rows=3, length=40, seed=0):
 @pytest.mark.parametrize("shared", [1, 20, 30])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_common_beginning_changes_neither_probabilities_nor_gradients(name, shared, checkpointing, tokenizer):
-    """Windows are longer than a beginning of 20 tokens; one of 30 is longer than them, and read for each row."""
+    """Where rows are longer than a window, every row is read from its start."""
     torch.manual_seed(0)
     model = small_llama(tokenizer, **ARCHITECTURES[name])
     if checkpointing:
@@ -211,7 +207,7 @@ def test_a_common_beginning_changes_neither_probabilities_nor_gradients(name, sh
         outcomes.append((logp.detach(), entropy, torch.autograd.grad(logp.square().mean(), parameters)))
     torch.testing.assert_close(outcomes[1], outcomes[0], atol=1e-5, rtol=1e-4)
     assert outcomes[0][0][mask].abs().min() > 0 and all(gradient.abs().max() > 1e-4 for gradient in outcomes[0][2])
-    together = shared + 3 * (40 - shared) if "sliding_window" not in ARCHITECTURES[name] or shared < 24 else 120
+    together = 120 if ARCHITECTURES[name].get("sliding_window") == 24 else shared + 3 * (40 - shared)
     assert lengths == [120, together]
 
 
