@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
-from batches import ATTENTION, batches_by_length
+from batches import ATTENTION, PASS, batches_by_length, families
 from chat import ChatFormat
 from envs import BadInput, first_line
 from models import LoraLayer, PeftModel
@@ -63,6 +63,11 @@ class RowCache(Cache):
         for stores in (self.keys, self.values):
             for layer, store in enumerate(stores):
                 stores[layer] = store[rows, :, :length]  # [rows, heads, length, head_dim], a copy
+
+    def copy(self, row: int, rows: list[int], length: int) -> None:
+        """What the first `length` tokens of a row have left there goes into other rows, too."""
+        for store in self.keys + self.values:
+            store[rows, :, :length] = store[row, :, :length]
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         return self._store(self.keys, keys, layer_idx), self._store(self.values, values, layer_idx)
@@ -443,6 +448,14 @@ class Policy:
 
     def _ingest(self, drafts: list[Draft]) -> None:
         """Feed what the cache does not hold yet of each conversation, and sample the first token of the reply."""
+        fresh = {draft.episode: draft.row for draft in drafts if self.cached[draft.row] == 0}
+        for family, shared in families(list(fresh)):
+            if (len(family) - 1) * shared > PASS:  # what they have in common is fed once
+                rows = [fresh[episode] for episode in family]
+                self._forward(torch.tensor([family[0].ids[:shared]], device=self.device), rows[:1], [shared])
+                self.cache.copy(rows[0], rows[1:], shared)
+                for row in rows:
+                    self.cached[row] = shared
         pending = {draft: draft.episode.ids[self.cached[draft.row] :] for draft in drafts}
         for batch in batches_by_length({draft: len(ids) for draft, ids in pending.items()}, PREFILL_TOKENS):
             counts = [len(pending[draft]) for draft in batch]

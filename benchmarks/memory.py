@@ -69,7 +69,7 @@ def rollout_phase(policy: Policy, optimizer, config: Settings, accelerator: Acce
     prompts = {episode: [total // 2, total - total // 2 - 64 - 3 * reply, 64] for episode in episodes}
     room = {episode: reply if k % 4 else reply - 1 for k, episode in enumerate(episodes)}
     policy.kv_tokens = config.kv_tokens or total * len(episodes)
-    policy.chat.open_turn = lambda episode: episode.add([0] * prompts[episode].pop(0))
+    policy.chat.open_turn = lambda episode: episode.add([int(episode.noise)] * prompts[episode].pop(0))  # none alike
     policy.chat.text, policy.chat.stop_ids, policy.room = lambda ids: "", set(), room.get
     with policy.sampling():
         asking = episodes

@@ -22,6 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import batches
 import imitate
 import models
 import policy as policies
@@ -343,6 +344,26 @@ def test_a_small_cache_makes_conversations_wait_and_changes_no_sample(kv_tokens,
             assert logps == pytest.approx(other_logps, abs=1e-4)
     assert max(sizes) <= kv_tokens
     assert max(together) == 1 if kv_tokens == 1 else max(together) > 1
+
+
+@pytest.mark.parametrize("kv_tokens", [0, 900])
+def test_prompts_that_begin_alike_are_read_once_and_change_no_sample(kv_tokens, tokenizer, monkeypatch):
+    model = small_model("qwen3", tokenizer)
+    read = []
+    forward = Policy._forward
+    monkeypatch.setattr(Policy, "_forward", lambda self, *a: read.append(sum(a[2])) or forward(self, *a))
+    outcomes, tokens = [], []
+    for cost in (1 << 30, 0):  # of a forward pass more
+        monkeypatch.setattr(policies, "PASS", cost)
+        monkeypatch.setattr(batches, "PASS", cost)
+        policy = Policy(model, tokenizer, max_reply_tokens=8, kv_tokens=kv_tokens)
+        read.clear()
+        outcomes.append(sampled(policy, "a", n=12))
+        tokens.append(sum(read))
+    for episodes, others in zip(*outcomes, strict=True):
+        for (ids, logps), (other_ids, other_logps) in zip(episodes, others, strict=True):
+            assert ids == other_ids and logps == pytest.approx(other_logps, abs=1e-4)
+    assert tokens[1] < 0.9 * tokens[0]
 
 
 def test_room_in_the_cache_follows_from_the_free_memory(tokenizer, monkeypatch):
