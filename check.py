@@ -37,6 +37,7 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
     tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
     tasks = sorted((e for e in episodes if e.kind == "solve"), key=lambda episode: len(episode.ids))
     [(pair, shared)] = families([tasks[0], tasks[-1]])  # the shortest and the longest, which both begin with the rules
+    shared = shared if len(tasks[-1].ids) <= policy.shares_up_to else 0
     policy.model.eval()
     with torch.no_grad():
         ids, mask, logps = pad_batch(pair, policy.device)  # [2, T] each
@@ -51,7 +52,7 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
     for name, gap, problem in (
         ("sampler and trainer agree", gaps, "the model predicts otherwise through its KV cache; try --dtype float32"),
         (
-            f"padding and {shared} common first tokens change nothing",
+            "padding and a common beginning change nothing",
             batching,
             "the model reads a batch otherwise than one conversation; try another attention implementation",
         ),

@@ -44,8 +44,6 @@ PLANNERS = {  # settings of the players that can be imitated
     "clean": {},
     "mediocre": {"plan": 0.8, "recall": 0.35, "write": 0.5, "wrong": 0.1},
 }
-
-
 SAVE_EVERY = 10  # optimiser steps, of a warm start
 
 
@@ -158,7 +156,7 @@ def imitate(
         n_tokens = sum(episode.n_sampled for episode in episodes)
         total = 0.0
         policy.model.train()
-        for batch, shared in micro_batches(episodes, budget):
+        for batch, shared in micro_batches(episodes, budget, policy.shares_up_to):
             ids, mask, _ = pad_batch(batch, policy.device)  # [B, T], [B, T]
             logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]
             loss = -logp.sum() / n_tokens

@@ -172,7 +172,8 @@ class Policy:
             base.set_attn_implementation(ATTENTION)
         self.kv_tokens = 1 << 62  # no bound while `_check` looks how large a token is
         self._check()
-        self.shares = self._can_share()
+        # sequences up to this length can have a common beginning that goes through the model once (batches.py)
+        self.shares_up_to = (self.window or self.max_length) if self._can_share() else 0
         self.adapted = self._mergeable_layers() if merge else []
         copies = sum(layer.weight.nbytes for layer in self.adapted)
         room = 0.6 * (free_memory(self.device) - copies)
@@ -263,7 +264,7 @@ class Policy:
 
     @torch.no_grad()
     def _can_share(self) -> bool:
-        """Whether a common beginning that goes through the model once (batches.py) changes nothing for this model."""
+        """Whether it changes nothing for this model if a common beginning goes through it once."""
         if self.model.config.get_text_config()._attn_implementation != ATTENTION:
             return False
         ids = torch.arange(24, device=self.device).view(2, 12) % self.head.weight.shape[0]  # [2, 12]
@@ -501,12 +502,10 @@ class Policy:
         temperature and with the weights of now, and the entropy [B, T] of the same distributions (no gradient).
 
         The first `shared` tokens, the same in all rows, with none sampled among them and the one after them, go through
-        the model once. Logits are computed at sampled tokens only, at most HEAD_ELEMENTS of them at a time; where that
-        takes several chunks, the backward pass computes each again. Padding on the right needs no mask: attention is
-        causal.
+        the model once (where T is at most `shares_up_to`). Logits are computed at sampled tokens only, at most
+        HEAD_ELEMENTS of them at a time; where that takes several chunks, the backward pass computes each again. Padding
+        on the right needs no mask: attention is causal.
         """
-        if not self.shares or self.window is not None and ids.shape[1] > self.window:
-            shared = 0
         hidden = self._hidden_states(ids, shared)  # [B, T - shared, d]
         behind = slice(shared + 1, None)  # token t is predicted by the hidden state at t - 1
         sampled = mask[:, behind]  # [B, T - shared - 1]

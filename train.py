@@ -247,7 +247,7 @@ def optimise(
         n_tokens = max(1, accelerator.reduce(n_tokens, "sum").item())
         if config.kl_coef == 0:
             minibatch = [episode for episode in minibatch if episode.advantage != 0] or minibatch
-        batches = micro_batches(minibatch, config.tokens_per_microbatch)
+        batches = micro_batches(minibatch, config.tokens_per_microbatch, policy.shares_up_to)
         for batch, shared in tqdm(batches, desc="training", disable=None, delay=BAR_DELAY, leave=False):
             ids, mask, old_logp = pad_batch(batch, accelerator.device)  # [B, T] each
             advantages = torch.tensor([[e.advantage] for e in batch], device=ids.device).expand(ids.shape)  # [B, T]
@@ -293,7 +293,7 @@ def divergence(policy: Policy, episodes: list[Episode], config: Config, accelera
     policy.model.eval()
     total = torch.zeros(2, device=accelerator.device)  # sum of 0.5 * (logp - ref_logp)^2, number of tokens
     with policy.model.disable_adapter():
-        for batch, shared in micro_batches(episodes[::8], config.tokens_per_microbatch):
+        for batch, shared in micro_batches(episodes[::8], config.tokens_per_microbatch, policy.shares_up_to):
             ids, mask, logp = pad_batch(batch, accelerator.device)  # [B, T] each
             ref_logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]
             total += torch.stack([0.5 * (logp - ref_logp)[mask].square().sum(), mask.sum()])

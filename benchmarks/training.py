@@ -95,7 +95,7 @@ def main() -> None:
     passes = {
         "a sample for each turn": by_length(turns, budget),
         "a sequence for each episode": by_length(episodes, budget),
-        "the same, common beginnings read once": micro_batches(episodes, budget),
+        "the same, common beginnings read once": micro_batches(episodes, budget, policy.shares_up_to),
     }
     ways: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
         name: functools.partial(padded, policy, batches) for name, batches in passes.items()

@@ -64,6 +64,8 @@ def test_pad_batch_by_hand():
 # ---------------------------------------------------------------------------------------------------------
 # Common beginnings
 
+LONGEST = 1 << 30
+
 
 def episode_of(ids, sampled):
     """An episode with these ids, sampled at these places."""
@@ -135,7 +137,7 @@ episodes_that_begin_alike = st.lists(
 
 @given(episodes=episodes_that_begin_alike, budget=st.integers(1, 400))
 def test_micro_batches_partition_within_the_budget(episodes, budget):
-    passes = micro_batches(episodes, budget)
+    passes = micro_batches(episodes, budget, LONGEST)
     assert sorted(map(id, (e for batch, _ in passes for e in batch))) == sorted(map(id, episodes))
     for batch, shared in passes:
         longest = max(len(e.ids) for e in batch)
@@ -148,7 +150,7 @@ def test_prompts_that_fill_much_of_an_episode_are_shared_and_others_are_not(monk
     monkeypatch.setattr(batching, "PASS", 10)
     alike = [episode_of([5] * 20 + [k] + [6] * 30, range(30, 51)) for k in range(4)]
     short = [episode_of([4] * 4 + [k] + [6] * 30, range(20, 35)) for k in range(4)]
-    passes = micro_batches(short + alike, 1000)
+    passes = micro_batches(short + alike, 1000, LONGEST)
     assert [(len(batch), shared) for batch, shared in passes] == [(4, 20), (4, 0)]
     assert passes[1][0] == short  # in their order
 
@@ -157,9 +159,8 @@ GEMMA = {"kind": Gemma3ForCausalLM, "config": Gemma3TextConfig, "layer_types": [
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {"kind": Qwen2ForCausalLM, "config": Qwen2Config},
-    "mistral": {"kind": MistralForCausalLM, "config": MistralConfig, "sliding_window": 24},
+    "mistral": {"kind": MistralForCausalLM, "config": MistralConfig, "sliding_window": 40},
     "gemma3": {**GEMMA, "sliding_window": 40},
-    "gemma3, a shorter window": {**GEMMA, "sliding_window": 24},
 }
 
 
@@ -187,13 +188,11 @@ def alike(shared, rows=3, length=40, seed=0):
 @pytest.mark.parametrize("shared", [1, 20, 30])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_common_beginning_changes_neither_probabilities_nor_gradients(name, shared, checkpointing, tokenizer):
-    """Where rows are longer than a window, every row is read from its start."""
     torch.manual_seed(0)
     model = small_llama(tokenizer, **ARCHITECTURES[name])
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     policy = Policy(adapted(model), tokenizer, 0.7)
-    assert policy.shares
     policy.model.train()
     ids, mask = alike(shared)
     lengths = []
@@ -203,23 +202,22 @@ def test_a_common_beginning_changes_neither_probabilities_nor_gradients(name, sh
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     outcomes = []
     for number in (0, shared):
+        assert 40 <= policy.shares_up_to
         logp, entropy = policy.logprobs(ids, mask, number)
         outcomes.append((logp.detach(), entropy, torch.autograd.grad(logp.square().mean(), parameters)))
     torch.testing.assert_close(outcomes[1], outcomes[0], atol=1e-5, rtol=1e-4)
     assert outcomes[0][0][mask].abs().min() > 0 and all(gradient.abs().max() > 1e-4 for gradient in outcomes[0][2])
-    together = 120 if ARCHITECTURES[name].get("sliding_window") == 24 else shared + 3 * (40 - shared)
-    assert lengths == [120, together]
+    assert lengths == [120, shared + 3 * (40 - shared)]
 
 
-def test_another_attention_reads_beginnings_for_each_row(tokenizer):
-    """Whether another implementation is in use, or one that does not look at the mask."""
-    ids, mask = alike(20)
-    policy = Policy(small_model("llama", tokenizer), tokenizer)
-    expected = policy.logprobs(ids, mask)[0]
-    policy.model.set_attn_implementation("sdpa")
-    assert not policy._can_share()
-    policy.shares = False
-    torch.testing.assert_close(policy.logprobs(ids, mask, 20)[0], expected)
+def test_windows_bound_what_is_shared(tokenizer):
+    assert Policy(small_llama(tokenizer), tokenizer).shares_up_to == 4096
+    assert Policy(small_llama(tokenizer, **ARCHITECTURES["mistral"]), tokenizer).shares_up_to == 40
+    assert Policy(small_llama(tokenizer, **ARCHITECTURES["gemma3"]), tokenizer).shares_up_to == 40
+    episodes = [episode_of([5] * 20 + [k] * 20, range(30, 40)) for k in range(4)]
+    assert [(len(batch), shared) for batch, shared in micro_batches(episodes, 1000, 40)] == [(4, 20)]
+    assert [(len(batch), shared) for batch, shared in micro_batches(episodes, 1000, 39)] == [(4, 0)]
+    assert [(len(batch), shared) for batch, shared in micro_batches(episodes, 80, 39)] == [(2, 0)] * 2
 
 
 def test_an_attention_that_ignores_the_mask_is_noticed(tokenizer, monkeypatch):
@@ -230,7 +228,7 @@ def test_an_attention_that_ignores_the_mask_is_noticed(tokenizer, monkeypatch):
 
     model = small_model("llama", tokenizer)
     monkeypatch.setitem(batching.AttentionInterface._global_mapping, batching.ATTENTION, careless)
-    assert not Policy(model, tokenizer).shares
+    assert Policy(model, tokenizer).shares_up_to == 0
 
 
 @pytest.mark.parametrize("budget", [1, 2500, 10**6])
@@ -249,7 +247,7 @@ def test_the_gradient_of_real_prompts_is_that_of_one_episode_at_a_time(budget, t
             likelihood = likelihood + policy.logprobs(ids, mask, shared)[0].sum()
         return torch.cat([g.flatten() for g in torch.autograd.grad(likelihood / 100, parameters)])
 
-    passes = micro_batches(episodes, budget)
+    passes = micro_batches(episodes, budget, LONGEST)
     assert any(shared > 500 for _, shared in passes) == (budget > 1)
     expected = gradient([([episode], 0) for episode in episodes])
     assert expected.abs().max() > 1e-3
