@@ -75,14 +75,15 @@ def families(episodes: list[Episode]) -> list[tuple[list[Episode], int]]:
 def micro_batches(episodes: list[Episode], budget: int, longest: int) -> list[tuple[list[Episode], int]]:
     """(episodes, how many tokens they have in common at the beginning) for one forward pass each.
 
-    A pass takes at most `budget` tokens, padding included (but at least one episode). What is common counts as 0 where
-    an episode is longer than `longest` (Policy.shares_up_to), and where it is not worth while.
+    The rows of a pass hold at most `budget` tokens, padding included (but at least one episode): attention takes memory
+    for whole rows. What is common counts as 0 where an episode is longer than `longest` (Policy.shares_up_to), and
+    where it is not worth while.
     """
     passes, others = [], {e: len(e.ids) for e in episodes}
     for family, shared in families(episodes):
-        lengths = [len(e.ids) for e in family]
-        if max(lengths, default=0) <= longest and WORTHWHILE * shared * len(family) >= sum(lengths):
-            for batch in batches_by_length({e: len(e.ids) - shared for e in family}, budget - shared):
+        lengths = {e: len(e.ids) for e in family}
+        if max(lengths.values()) <= longest and WORTHWHILE * shared * len(family) >= sum(lengths.values()):
+            for batch in batches_by_length(lengths, budget):
                 if len(batch) > 1:
                     passes.append((batch, shared))
                     for episode in batch:

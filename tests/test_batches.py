@@ -141,7 +141,7 @@ def test_micro_batches_partition_within_the_budget(episodes, budget):
     assert sorted(map(id, (e for batch, _ in passes for e in batch))) == sorted(map(id, episodes))
     for batch, shared in passes:
         longest = max(len(e.ids) for e in batch)
-        assert len(batch) == 1 or shared + len(batch) * (longest - shared) <= budget
+        assert len(batch) == 1 or len(batch) * longest <= budget
         assert len({tuple(e.ids[:shared]) for e in batch}) == 1
         assert not any(sampled for e in batch for sampled in e.mask[: shared + 1 if shared else 0])
 
