@@ -1,6 +1,6 @@
 """Imitation of scripted players, on rollouts of the same loop: what reinforcement learning starts from.
 
-    python imitate.py --output my-policy                     build the embedded policy from nothing (7 minutes)
+    python imitate.py --output my-policy                     build the embedded policy from nothing (10 minutes)
     python imitate.py --model FOLDER --output warm-start     teach a model the reply format by imitation; if broken off,
                                                              the same line goes on from the last tenth step
 
