@@ -218,7 +218,9 @@ class Policy:
         if self.device.type == "cpu" and shutil.which(os.environ.get("CXX", "c++")) is None:
             raise BadInput("compile=True: on a CPU it needs a C++ compiler, and none is installed")
         for layer in self.decoder.layers:
-            layer.compile(dynamic=True)
+            # all layers share their code, in a version for each kind of pass: the first layer (its input has no
+            # gradient) and the others, one row, several, with a common beginning; for the reference, no gradient at all
+            layer.compile(dynamic=True, recompile_limit=16)
         self.compiled = True
 
     def precision(self) -> torch.autocast:

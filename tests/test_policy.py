@@ -1,5 +1,6 @@
 """policy.py and models.py: the sampler against forward passes, what is trained, loading."""
 
+import functools
 import math
 import shutil
 
@@ -716,3 +717,26 @@ def test_compiled_layers_give_the_same_gradient_and_leave_sampling_alone(tokeniz
     (plain_ids, plain), (ids, gradient) = results
     assert torch.equal(plain_ids, ids)
     assert (gradient - plain).norm() < 1e-5 * plain.norm()
+
+
+def test_no_kind_of_training_pass_is_left_uncompiled(tokenizer, monkeypatch):
+    """Beyond a limit on the number of versions, PyTorch would run what is new without compiling it."""
+    compile_layer = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(compile_layer, backend="eager"))
+    torch._dynamo.reset()
+    model = add_adapter(imitate.build_model(tokenizer))
+    policy = Policy(model, tokenizer)
+    policy.compile()
+    ids = torch.randint(256, (3, 40))  # [B, T]
+    ids[:, :20] = ids[0, :20]
+    mask = torch.ones_like(ids, dtype=torch.bool)  # [B, T]
+    mask[:, :24] = False
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for rows, length, shared in ((1, 30, 0), (1, 40, 0), (2, 30, 0), (3, 40, 0), (2, 30, 15), (3, 40, 20)):
+            model.train()
+            policy.logprobs(ids[:rows, :length], mask[:rows, :length], shared)[0].sum().backward()
+            for training in (True, False):  # the reference of the loss, and that of the metric
+                model.train(training)
+                with torch.no_grad(), model.disable_adapter():
+                    policy.logprobs(ids[:rows, :length], mask[:rows, :length], shared)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
