@@ -217,10 +217,11 @@ class Policy:
             raise BadInput(f"compile=True: {type(self.decoder).__name__} has no list of layers to compile")
         if self.device.type == "cpu" and shutil.which(os.environ.get("CXX", "c++")) is None:
             raise BadInput("compile=True: on a CPU it needs a C++ compiler, and none is installed")
+        # all layers share their code, in a version for each kind of pass (the first layer, whose input has no gradient,
+        # and the others; one row, several, with a common beginning; the reference): PyTorch would stop after 8
+        torch._dynamo.config.recompile_limit = 16
         for layer in self.decoder.layers:
-            # all layers share their code, in a version for each kind of pass: the first layer (its input has no
-            # gradient) and the others, one row, several, with a common beginning; for the reference, no gradient at all
-            layer.compile(dynamic=True, recompile_limit=16)
+            layer.compile(dynamic=True)
         self.compiled = True
 
     def precision(self) -> torch.autocast:

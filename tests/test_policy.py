@@ -724,6 +724,7 @@ def test_no_kind_of_training_pass_is_left_uncompiled(tokenizer, monkeypatch):
     compile_layer = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(compile_layer, backend="eager"))
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = add_adapter(imitate.build_model(tokenizer))
     policy = Policy(model, tokenizer)
     policy.compile()
