@@ -100,7 +100,7 @@ class Config:
     updates_per_batch: int = flag(1, "optimiser steps per batch, each on its own part of the episodes")
     # optimiser
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = flag("adamw", "the last two are of bitsandbytes")
-    lr: float = flag(5e-3, "peak learning rate")
+    lr: float = flag(0.0, "peak learning rate; 0: 5e-3, but 2e-5 for models above 100 million weights")
     lr_schedule: Literal["constant", "linear", "cosine"] = flag(
         "linear", "after the warm-up; linear and cosine end at 0"
     )
@@ -123,7 +123,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise BadInput for values that cannot work, naming the field, the value and what is allowed."""
-        not_negative = "warmup_steps eval_every weight_decay length_penalty hint_penalty kl_coef seed kv_tokens"
+        not_negative = "warmup_steps eval_every weight_decay length_penalty hint_penalty kl_coef seed kv_tokens lr"
         positive = (
             "lora_rank lora_alpha pack_size steps packs_per_step max_reply_tokens rollouts_at_once window "
             "updates_per_batch tokens_per_microbatch eval_packs test_packs sample_every checkpoint_every"
@@ -132,7 +132,7 @@ class Config:
             for name in names.split():
                 if not minimum <= getattr(self, name) < math.inf:
                     raise BadInput(f"{name}={getattr(self, name)}: must be at least {minimum}, and finite")
-        for name in ("temperature", "lr", "grad_clip", "clip_eps", "gamma"):
+        for name in ("temperature", "grad_clip", "clip_eps", "gamma"):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadInput(f"{name}={getattr(self, name)}: must be above 0, and finite")
         if self.group_size < 2:
@@ -416,13 +416,14 @@ def build(config: Config, accelerator: Accelerator):
     if config.compile:
         policy.compile()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lr = config.lr or (2e-5 if large else 5e-3)
     if config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay)
     else:
         kinds = {"adamw-8bit": bitsandbytes.optim.AdamW8bit, "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit}
-        optimizer = kinds[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = kinds[config.optimizer](parameters, lr=lr, weight_decay=config.weight_decay)
     size = sum(parameter.numel() for parameter in parameters)
-    accelerator.print(f"model {config.model}, {size:,} trained parameters, on {accelerator.device}")
+    accelerator.print(f"model {config.model}, {size:,} trained parameters, on {accelerator.device}, lr {lr:g}")
     return policy, accelerator.prepare(optimizer)
 
 
@@ -431,7 +432,7 @@ def training_step(
 ) -> tuple[dict, list[list[Rollout]]]:
     """Play, assign credit, update; returns the step's metrics and this process's rollouts [packs][G]."""
     [adapter] = optimizer.param_groups
-    adapter["lr"] = config.lr * learning_rate_factor(step, config)
+    adapter["lr"] = optimizer.defaults["lr"] * learning_rate_factor(step, config)  # the peak is that of `build`
     usage: dict[str, float] = {}
     with phase("rollout", "--kv-tokens", accelerator.device, usage):
         groups = collect(policy, config, step, accelerator.process_index, accelerator.num_processes)
@@ -504,7 +505,7 @@ def train(config: Config, folder: Path | None = None) -> None:
             if bad_steps:
                 accelerator.print("its gradient is not finite: the update is left out")
             if bad_steps == 3:
-                raise BadInput(f"lr={config.lr}: three steps in a row had no finite gradient; {go_on} --lr LOWER")
+                raise BadInput(f"lr={metrics['lr']}: three steps in a row had no finite gradient; {go_on} --lr LOWER")
             if metrics["broken_format"] == 1:
                 accelerator.print("no task got a reply of the asked-for form, so there is nothing to learn from")
             if accelerator.is_main_process and (done == 1 or done % config.sample_every == 0):
