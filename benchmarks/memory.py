@@ -3,18 +3,23 @@
     python benchmarks/memory.py                            four shapes, LoRA and QLoRA (without a GPU 10 minutes)
     python benchmarks/memory.py configs/gpu-24gb.yaml      a settings file of train.py; its flags can follow
     python benchmarks/memory.py --model Qwen/Qwen3-4B --lora-rank 32 --kv-tokens 65536 --episode-tokens 2048
+    python benchmarks/memory.py --model Qwen3-1.7B --on-cpu True       real tensors on the CPU; takes hours
 
 With a GPU the peaks are measured (`torch.cuda.max_memory_allocated`). Without one (or with CUDA_VISIBLE_DEVICES empty)
 they are computed: the same code runs on tensors that have a shape but no data, and the sizes of those that are alive at
 the same time are added up, with attention as PyTorch does it on GPUs from Ampere on. Neither contains the CUDA context
 (about 0.5 GiB) and what the allocator loses by fragmentation. What is computed also lacks the workspaces of matrix
 products, and takes 8-bit optimisers for plain AdamW.
+
+With `--on-cpu` it is what the whole process had in memory at most since it began, everything included: a measured bound
+for a machine that has no GPU but the memory.
 """
 
 import contextlib
 import dataclasses
 import gc
 import itertools
+import resource
 import sys
 import weakref
 from unittest import mock
@@ -42,6 +47,7 @@ aten = torch.ops.aten
 @dataclasses.dataclass(frozen=True)
 class Settings(train.Config):
     episode_tokens: int = flag(4096, "tokens of every episode")
+    on_cpu: bool = flag(False, "without a GPU: run on real tensors, and measure the process")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -49,9 +55,13 @@ class Settings(train.Config):
 
 
 def train_phase(policy: Policy, optimizer, config: Settings, accelerator: Accelerator) -> None:
-    """A short update, which gives the optimiser its state, then one of two full micro-batches, all tokens trained."""
-    n = 2 * max(1, config.tokens_per_microbatch // config.episode_tokens)
+    """A short update, which gives the optimiser its state, then one of a full micro-batch, all tokens trained, with
+    gradients there already as if another one had gone before."""
+    n = max(1, config.tokens_per_microbatch // config.episode_tokens)
     for step, lengths in enumerate(([16], [config.episode_tokens] * n)):
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         episodes = [Episode("solve", 0, [], "", advantage=1.0) for _ in lengths * config.updates_per_batch]
         for episode in episodes:
             episode.add([0] * lengths[0], [0.0] * lengths[0])
@@ -161,21 +171,27 @@ def peaks(config: Settings) -> list[float]:
         raise BadInput(f"model={config.model!r}: only {', '.join(SHAPES)}, in bfloat16 or 4 bits")
     cuda, found = torch.cuda.is_available(), []
     accelerator = Accelerator(cpu=not cuda)
-    with contextlib.nullcontext() if cuda else simulation() as counter:
+    with contextlib.nullcontext() if cuda or config.on_cpu else simulation() as counter:
         loaded = random_model(config.model, config.load_in_4bit, accelerator.device)
-        kind = config.optimizer if cuda else "adamw"
+        kind = "adamw" if counter else config.optimizer
         with mock.patch.object(train, "load_model", return_value=loaded), contextlib.redirect_stdout(sys.stderr):
             policy, optimizer = train.build(dataclasses.replace(config, optimizer=kind), accelerator)
-        if not cuda:
+        if counter:
             optimizer.param_groups[0]["foreach"] = True  # what AdamW does on a GPU
         for phase in (train_phase, rollout_phase):
             gc.collect()
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            else:
+            elif counter:
                 counter.peak = counter.now
             phase(policy, optimizer, config, accelerator)
-            found.append((torch.cuda.max_memory_allocated() if cuda else counter.peak) / 2**30)
+            if cuda:
+                found.append(torch.cuda.max_memory_allocated() / 2**30)
+            elif counter:
+                found.append(counter.peak / 2**30)
+            else:
+                found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+            print(f"{phase.__name__}: {found[-1]:.2f} GiB", file=sys.stderr)
     return found
 
 
@@ -187,8 +203,12 @@ def main() -> None:
             Settings(model=name, load_in_4bit=in_4bit, lora_rank=32, rollouts_at_once=16, episode_tokens=tokens)
             for name, in_4bit, tokens in rows
         ]
-    measured = torch.cuda.is_available()
-    print(f"measured on {torch.cuda.get_device_name()}" if measured else "computed, not measured: there is no GPU here")
+    if torch.cuda.is_available():
+        print(f"measured on {torch.cuda.get_device_name()}")
+    elif configs[0].on_cpu:
+        print("measured on the CPU: the whole process")
+    else:
+        print("computed, not measured: there is no GPU here")
     line = "{:10}  {:>8}  {:>4}  {:>14}  {:>11}  {:>12}  {:>13}  {:>11}".format
     print(line(*"model weights rank episode_tokens micro-batch training_GiB conversations rollout_GiB".split()))
     for c in configs:
