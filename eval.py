@@ -108,6 +108,8 @@ def command_line(main: Callable[[], None]) -> None:
         main()
     except (BadInput, OSError) as error:
         sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"error: {first_line(error)} Lower --kv-tokens or --tokens-per-microbatch.")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -36,7 +36,8 @@ from environments.frozenlake_players import ACTIONS, Planner
 from environments.player import Player
 from envs import BadInput, first_line, make_pack
 from eval import command_line, flag, parse_flags, summarise
-from models import Lora, add_adapter, load_model
+from journal import phase
+from models import Lora, add_adapter, checkpoint_activations, load_model
 from policy import Policy
 from rollout import Episode, Reply, Rollout, play, run
 
@@ -62,6 +63,9 @@ class ImitateConfig:
     lora_rank: int = flag(0, "train a LoRA adapter of this rank, merged at the end; 0: all weights (with --model)")
     tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored (with --model)")
+    gradient_checkpointing: Literal["auto", "on", "off"] = flag(
+        "auto", "compute activations again in the backward pass; auto: for models above 100 million weights"
+    )
     compile: bool = flag(False, "train through compiled layers (with --model)")
     seed: int = flag(0, "seed of the weights, the packs and the player")
 
@@ -323,7 +327,8 @@ def main() -> None:
     if not config.output or Path(config.output).exists():
         raise BadInput(f"output={config.output!r}: name a folder that does not exist yet")
     settings = dataclasses.asdict(config)
-    del settings["tokens_per_microbatch"], settings["compile"]  # these may change on the way
+    for name in ("tokens_per_microbatch", "gradient_checkpointing", "compile"):  # these may change on the way
+        del settings[name]
     partial = Partial(Path(f"{config.output}.partial"), settings)
     partial.read()  # other settings end here
     torch.manual_seed(config.seed)
@@ -333,6 +338,7 @@ def main() -> None:
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(config.model, config.dtype, device, config.gguf_file)
+        checkpoint_activations(model, config.gradient_checkpointing)
         if config.lora_rank:
             model = add_adapter(model, Lora(config.lora_rank, 2 * config.lora_rank))
         policy = Policy(model, tokenizer)
@@ -340,15 +346,10 @@ def main() -> None:
             policy.compile()
         player = Planner(config.seed, **PLANNERS[config.player], spell_out=config.spell_out)
         batches = lessons(player, policy.chat, config, 10**6 * (config.seed + 1))
-        imitate(
-            policy,
-            batches,
-            config.steps,
-            rise_and_fall(config.lr),
-            f"{config.player} player",
-            config.tokens_per_microbatch,
-            partial=partial,
-        )
+        name, lr, budget = f"{config.player} player", rise_and_fall(config.lr), config.tokens_per_microbatch
+        remedy = "lower --tokens-per-microbatch (or use --lora-rank); the same line goes on"
+        with phase("imitation", remedy, policy.device, {}):
+            imitate(policy, batches, config.steps, lr, name, budget, partial=partial)
         if config.lora_rank:
             model = model.merge_and_unload()
     model.save_pretrained(config.output)

@@ -133,10 +133,10 @@ def as_text(rollout: Rollout) -> str:
 
 
 @contextlib.contextmanager
-def phase(name: str, flags: str, device: torch.device, metrics: dict):
+def phase(name: str, remedy: str, device: torch.device, metrics: dict):
     """Time and peak memory (GiB; on a CPU what the process holds at the end) of a part of the step, into `metrics`.
 
-    Running out of GPU memory becomes one line that names the flags which lower the need for it.
+    Running out of GPU memory becomes one line with the remedy.
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -146,7 +146,7 @@ def phase(name: str, flags: str, device: torch.device, metrics: dict):
         yield
     except torch.OutOfMemoryError as error:
         peak = torch.cuda.max_memory_allocated(device) / 2**30 if cuda else 0.0
-        raise BadInput(f"out of memory in {name}, at {peak:.1f} GiB; lower {flags} (or use --load-in-4bit)") from error
+        raise BadInput(f"out of memory in {name}, at {peak:.1f} GiB; {remedy}") from error
     metrics[f"time_{name}"] = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated(device) if cuda else psutil.Process().memory_info().rss
     metrics[f"memory_{name}"] = peak / 2**30
@@ -182,8 +182,9 @@ class Journal:
 
     def test(self, label: str, step: int, policy: Policy, hints: bool = True) -> None:
         """Evaluate the policy in every environment and log the records; "validation" has packs of its own."""
+        remedy = "lower --kv-tokens (or use --load-in-4bit)"
         for world in self.config.worlds:
-            with phase("evaluation", "--kv-tokens", self.accelerator.device, {}), policy.sampling():
+            with phase("evaluation", remedy, self.accelerator.device, {}), policy.sampling():
                 self._evaluate(label, step, policy, world, hints)
 
     def test_players(self, step: int) -> None:

@@ -66,6 +66,17 @@ def load_model(
     return loaded, tokenizer
 
 
+def is_large(model) -> bool:
+    """Above 100 million weights (those in 4 bits are stored, and counted, in pairs)."""
+    return sum(parameter.numel() for parameter in model.parameters()) > 1e8
+
+
+def checkpoint_activations(model, setting: str) -> None:
+    """Have activations computed again in the backward pass, if `setting` is on, or auto and the model is large."""
+    if setting == "on" or setting == "auto" and is_large(model):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftModel:
     """The model with a trainable adapter: a fresh one from the global random state, or the one saved in `folder`."""
     options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}

@@ -9,7 +9,7 @@
 
 One step: play `packs_per_step` packs, each `group_size` times; returns and advantages for every episode from the
 rewards of its own task and the later ones; one policy-gradient step on all sampled tokens. Differences from the paper:
-LoRA instead of full fine-tuning, a decaying learning rate, and batch sizes and learning rate that fit small models.
+LoRA instead of full fine-tuning, a decaying learning rate, and smaller batches.
 
 A run folder holds config.json, metrics.jsonl, samples/ (rollouts as text), checkpoints/ (the last two), and at the end
 adapter/ and curves.png.
@@ -40,7 +40,7 @@ from envs import BadInput, Pack, make_pack
 from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run, reference_players
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from journal import TRAIN_SEEDS, Journal, Stop, as_text, load_checkpoint, open_run, phase, save_checkpoint, write_text
-from models import Lora, add_adapter, load_model
+from models import Lora, add_adapter, checkpoint_activations, is_large, load_model
 from policy import Policy
 from rollout import BAR_DELAY, Episode, Penalties, Rollout, play, run
 
@@ -406,9 +406,8 @@ def build(config: Config, accelerator: Accelerator):
     """(policy with a fresh adapter, optimiser)."""
     set_seed(config.seed)  # before the adapter is made
     model, tokenizer = load_model(config.model, config.dtype, accelerator.device, config.gguf_file, config.load_in_4bit)
-    large = sum(parameter.numel() for parameter in model.parameters()) > 1e8
-    if config.gradient_checkpointing == "on" or config.gradient_checkpointing == "auto" and large:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    lr = config.lr or (2e-5 if is_large(model) else 5e-3)
+    checkpoint_activations(model, config.gradient_checkpointing)
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
     sampling = (config.temperature, config.max_reply_tokens, config.kv_tokens, config.merge_adapter, config.cuda_graphs)
     policy = Policy(model, tokenizer, *sampling)
@@ -416,7 +415,6 @@ def build(config: Config, accelerator: Accelerator):
     if config.compile:
         policy.compile()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    lr = config.lr or (2e-5 if large else 5e-3)
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay)
     else:
@@ -434,9 +432,9 @@ def training_step(
     [adapter] = optimizer.param_groups
     adapter["lr"] = optimizer.defaults["lr"] * learning_rate_factor(step, config)  # the peak is that of `build`
     usage: dict[str, float] = {}
-    with phase("rollout", "--kv-tokens", accelerator.device, usage):
+    with phase("rollout", "lower --kv-tokens (or use --load-in-4bit)", accelerator.device, usage):
         groups = collect(policy, config, step, accelerator.process_index, accelerator.num_processes)
-    with phase("train", "--tokens-per-microbatch", accelerator.device, usage):
+    with phase("train", "lower --tokens-per-microbatch (or use --load-in-4bit)", accelerator.device, usage):
         episodes = assign_advantages(groups, config, accelerator)
         metrics = rollout_metrics(groups, config, accelerator) | {"lr": adapter["lr"]}
         metrics |= optimise(policy, optimizer, episodes, config, accelerator, step)

@@ -436,6 +436,17 @@ def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "a-file").read_text() == "kept" and not (tmp_path / "eval").exists()
 
 
+def test_out_of_memory_is_one_line_that_says_what_to_lower(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    monkeypatch.setattr(script, "evaluate", fail)
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, "--policy", "random", "--output", tmp_path / "new")
+    assert raised.value.code.startswith("error: CUDA out of memory.") and "--kv-tokens" in raised.value.code
+    assert "\n" not in raised.value.code
+
+
 def test_help_names_every_flag(monkeypatch, capsys):
     with pytest.raises(SystemExit) as raised:
         call(monkeypatch, "--help")

@@ -323,7 +323,7 @@ def test_interrupted_warm_start_goes_on_exactly(rank, model_folder, tmp_path, mo
     with pytest.raises(SystemExit) as raised:
         call(monkeypatch, *options, "--output", output, "--seed", 5)
     assert "seed=5" in str(raised.value) and partial.exists()
-    call(monkeypatch, *options, "--output", output, "--tokens-per-microbatch", 4000)
+    call(monkeypatch, *options, "--output", output, "--tokens-per-microbatch", 4000, "--gradient-checkpointing", "on")
     assert not partial.exists()
     expected, got = weights(tmp_path / "whole")[2], weights(output)[2]
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -335,6 +335,17 @@ def test_partial_that_cannot_be_read_is_refused_in_one_line(model_folder, tmp_pa
         call(monkeypatch, "--model", model_folder, "--output", tmp_path / "new")
     assert "new.partial: cannot be read" in str(raised.value) and "\n" not in str(raised.value)
     assert (tmp_path / "new.partial").exists()
+
+
+def test_out_of_memory_is_one_line_that_says_what_to_lower(model_folder, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(script, "imitate", fail)
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, "--model", model_folder, "--output", tmp_path / "new")
+    assert "out of memory in imitation" in raised.value.code and "--tokens-per-microbatch" in raised.value.code
+    assert "\n" not in raised.value.code and not (tmp_path / "new").exists()
 
 
 def test_player_and_level_are_those_of_the_flags(model_folder, tmp_path, monkeypatch):
