@@ -114,7 +114,8 @@ class CapturedStep:
             step(*self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # a capture that fails would not leave its stream by itself
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self.graph, pool=pool):
             self.outputs = step(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -184,24 +185,30 @@ class Policy:
         """The layers with an adapter; none if merging would go through a quantised weight or reach another layer."""
         layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
         tied = {id(self.head.weight), id(self.decoder.get_input_embeddings().weight)}
-        plain = all(layer.weight.is_floating_point() and id(layer.weight) not in tied for layer in layers)
+        dtypes = (torch.float32, torch.bfloat16)
+        plain = all(layer.weight.dtype in dtypes and id(layer.weight) not in tied for layer in layers)
         return layers if plain else []
 
     @contextlib.contextmanager
     def sampling(self):
         """A phase of sampling with the weights of now: an empty KV cache before it, no memory taken by it afterwards.
 
-        The adapter is merged from the frozen weights into copies every time, so nothing drifts.
+        The adapter is merged from the frozen weights into copies every time, so nothing drifts. These are rounded up or
+        down at random: an adapter that has learnt little changes a weight by less than half the distance between two
+        bfloat16 numbers, and would vanish if all were rounded to the nearest.
         """
         self.fresh_cache()
         frozen = [layer.weight.data for layer in self.adapted]
         plain = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         try:
-            if self.adapted:
-                try:
-                    self.model.merge_adapter(safe_merge=True)  # safe: into copies
-                except ValueError as error:
-                    raise BadInput(f"the adapter cannot be merged: {first_line(error)}") from error
+            with torch.no_grad():
+                for number, layer in enumerate(self.adapted):
+                    [adapter] = layer.active_adapters
+                    merged = layer.weight + layer.get_delta_weight(adapter)  # [out, in], in single precision
+                    if not merged.isfinite().all():
+                        raise BadInput("the adapter cannot be merged: it is not finite")
+                    layer.weight.data = dithered(merged, layer.weight.dtype, number)
+                    layer.merged_adapters.append(adapter)
             with plain:
                 yield
         finally:
@@ -358,7 +365,7 @@ class Policy:
         length = min(-(-length // 128) * 128, self.cache.capacity)  # so that a graph serves many steps
         inputs = (tokens, positions, uniform)
         step = functools.partial(self._step, length=length)
-        place = (self.cache.keys[0].data_ptr(), self.cache.keys[0].shape)
+        place = [(store.data_ptr(), store.shape) for store in self.cache.keys + self.cache.values]
         if place != self.captured_at:  # the cache has grown, and the graphs know where it was
             self.captured, self.captured_at, self.pool = {}, place, torch.cuda.graph_pool_handle()
         try:
@@ -556,6 +563,17 @@ class Policy:
         with torch.no_grad():
             entropy = -(all_logp.exp() * all_logp).sum(dim=-1)  # [n]
         return logp, entropy
+
+
+def dithered(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
+    """Single-precision values in `dtype`; to bfloat16 each is rounded up with a probability of how far it is on its way
+    up, so that in the mean nothing is lost. What bfloat16 can hold stays as it is. The same seed, the same rounding."""
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
+    generator = torch.Generator(values.device).manual_seed(seed)
+    bits = torch.randint(1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    bits.add_(values.view(torch.int32)).bitwise_and_(-1 << 16)  # bfloat16 is the upper half of single precision
+    return bits.view(torch.float32).to(dtype)
 
 
 def free_memory(device: torch.device) -> int:

@@ -29,8 +29,8 @@ import models
 import policy as policies
 from batches import pad_batch
 from envs import BadInput, Pack, make_pack
-from models import Lora, add_adapter, load_model
-from policy import OUTGROWN, Policy
+from models import Lora, LoraLayer, add_adapter, load_model, n_weights
+from policy import OUTGROWN, Policy, dithered
 from rollout import TOO_LONG, Reply, play, run
 
 MODELS = ["qwen3", "llama", "qwen3 with an adapter"]
@@ -517,6 +517,39 @@ def test_adapter_that_is_not_finite_is_refused_in_one_line(tokenizer):
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters() if "base_layer" in n)
 
 
+def test_a_small_adapter_survives_merging_into_bfloat16(model_folder, tokenizer):
+    """What is added to the weights is what the adapter says in the mean; rounded to the nearest, most would be lost."""
+    model = add_adapter(load_model(str(model_folder), "bfloat16")[0], Lora(rank=4, alpha=8))
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    policy = Policy(model, tokenizer)
+    frozen = [layer.weight.detach().clone() for layer in layers]
+    with policy.sampling():  # a fresh adapter changes nothing
+        assert all(torch.equal(before, layer.weight) for before, layer in zip(frozen, layers, strict=True))
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=1e-4)
+    deltas = [layer.get_delta_weight("default").detach() for layer in layers]
+
+    def kept(weights):
+        moved = [(w.float() - before.float()) for w, before in zip(weights, frozen, strict=True)]
+        return sum((m * d).sum() for m, d in zip(moved, deltas, strict=True)) / sum(d.square().sum() for d in deltas)
+
+    with policy.sampling():
+        merged = [layer.weight.detach().clone() for layer in layers]
+    with policy.sampling():
+        assert all(torch.equal(one, layer.weight) for one, layer in zip(merged, layers, strict=True))
+    assert kept([(before + delta).bfloat16() for before, delta in zip(frozen, deltas, strict=True)]) < 0.5
+    assert kept(merged) == pytest.approx(1, abs=0.1)
+
+
+def test_dithered_numbers_are_neighbours_and_right_in_the_mean():
+    values = torch.tensor([1.0, -1.0, 0.0, 1 + 2**-9, -1 - 2**-9, 3e-5, -1e30])
+    seen = torch.stack([dithered(values, torch.bfloat16, seed).double() for seed in range(4000)])  # [4000, 7]
+    assert torch.equal(seen[:, :3], values[:3].double().expand(4000, 3))  # bfloat16 holds these
+    assert set(seen[:, 3].tolist()) == {1.0, 1 + 2**-7} and set(seen[:, 4].tolist()) == {-1.0, -1 - 2**-7}
+    assert ((seen.mean(dim=0) - values) / values.abs().clamp(min=1e-30)).abs().max() < 5e-4
+    assert torch.equal(dithered(values, torch.float32, 0), values)
+
+
 def test_what_cannot_be_merged_is_not(model_folder, tokenizer):
     """Weights in 4 bits, and a head whose weights are the embedding's too."""
     in_4_bits = add_adapter(load_model(str(model_folder), load_in_4bit=True)[0], Lora(rank=4, alpha=8))
@@ -611,6 +644,8 @@ def test_model_in_4_bits_samples_and_trains_as_its_unpacked_weights_do(model_fol
     """Sampled from first: on some CPUs that packs the weights in a way that lets no gradient through."""
     model, tokenizer = load_model(str(model_folder), load_in_4bit=True)
     assert "Linear4bit" in {type(module).__name__ for module in model.modules()}
+    whole, _ = load_model(str(model_folder))
+    assert sum(map(n_weights, model.parameters())) == sum(parameter.numel() for parameter in whole.parameters())
     gradients = []
     for base in (model, load_model(str(model_folder), load_in_4bit=True)[0].dequantize()):
         model = add_adapter(base, Lora(rank=4, alpha=8))
@@ -638,6 +673,17 @@ def test_missing_model_is_refused_in_one_line(tmp_path):
         with pytest.raises(BadInput) as raised:
             load_model(name)
         assert f"model={name!r}" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_weights_in_float16_become_bfloat16(model_folder, tmp_path):
+    """As gradients divided by all sampled tokens of a step are too small for float16."""
+    model, tokenizer = load_model(str(model_folder))
+    model.half().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, _ = load_model(str(tmp_path))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in loaded.buffers()} == {torch.float32}  # the frequencies of positions
+    assert load_model(str(tmp_path), "float32")[0].dtype == torch.float32
 
 
 def test_broken_weights_are_refused_in_one_line(model_folder, tmp_path):
