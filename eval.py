@@ -303,7 +303,7 @@ def load_policy(config: EvalConfig):
     name = config.policy
     if name in PLAYERS.get(config.env, {}):
         return PLAYERS[config.env][name](0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = PartialState(cpu=not torch.cuda.is_available()).device  # of this process
     adapter = None
     if is_run(Path(name)):
         adapter = Path(name) / "adapter"
@@ -355,6 +355,8 @@ def main() -> None:
     for name, player in reference_players(config.env).items():
         if name != label:
             records.append(evaluate(player, name, packs, penalties))
+    if not PartialState().is_main_process:
+        return
     (output / "eval.json").write_text(json.dumps({"config": asdict(config), "records": records}, indent=1) + "\n")
     draw(records, output / "eval.png", f"{config.env}, level {config.level}, {config.packs} packs")
     print(*filter(None, [table(records), gap_closed(records)]), sep="\n")

@@ -106,7 +106,7 @@ class Partial:
         if not self.path.exists():
             return None
         try:
-            saved = torch.load(self.path, weights_only=True)
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
             others = [name for name, value in self.settings.items() if saved["settings"].get(name) != value]
         except Exception as error:  # torch raises errors of many kinds
             raise BadInput(f"{self.path}: cannot be read ({first_line(error)}); remove it to start anew") from error
@@ -150,6 +150,7 @@ def imitate(
         with torch.no_grad():
             for parameter, weights in zip(parameters, saved["weights"], strict=True):
                 parameter.copy_(weights)
+        del saved, weights
         for _ in range(done):  # the player's random numbers go on from there, too
             next(batches)
     bar = tqdm(range(done, steps), desc=name, unit="step", initial=done, total=steps)

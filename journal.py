@@ -47,7 +47,8 @@ def open_run(config: "Config", accelerator: Accelerator) -> Path:
         base = f"{'mixed' if config.envs else f'{config.env}-{config.level}'}-seed{config.seed}"
         names = [config.name] if config.name else chain([base], (f"{base}-{n}" for n in count(2)))
         folders = (Path(config.output) / name for name in names)
-        folder = next((folder for folder in folders if not (folder / "config.json").exists()), None)
+        files = ("config.json", "metrics.jsonl")
+        folder = next((f for f in folders if not any((f / file).exists() for file in files)), None)
         if folder is not None:
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             (folder / "checkpoints").mkdir(exist_ok=True)

@@ -36,6 +36,7 @@ def load_model(
 ):
     """(model, tokenizer) from a folder or a hub name. Raises BadInput in one line if that is not possible.
 
+    dtype auto is as the weights are stored; but float16 becomes bfloat16, as gradients are too small for it.
     `gguf_file` names a GGUF file in it, whose weights are unpacked (to bfloat16, if dtype is auto). `load_in_4bit`
     stores the linear layers as NF4 with doubly quantised scales and computes in bfloat16.
     """
@@ -55,6 +56,8 @@ def load_model(
         loaded = AutoModelForCausalLM.from_pretrained(model, device_map={"": device}, **options, **source)
     except Exception as error:  # readers of weights and tokenizers raise errors of many kinds
         raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
+    if dtype == "auto" and loaded.dtype == torch.float16:
+        return load_model(model, "bfloat16", device, gguf_file, load_in_4bit)
     if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
         loaded.hf_quantizer, loaded.is_quantized = None, False
         del loaded.config.quantization_config
@@ -66,9 +69,14 @@ def load_model(
     return loaded, tokenizer
 
 
+def n_weights(parameter: torch.Tensor) -> int:
+    """Number of its weights; those in 4 bits are stored in pairs."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
+
+
 def is_large(model) -> bool:
-    """Above 100 million weights (those in 4 bits are stored, and counted, in pairs)."""
-    return sum(parameter.numel() for parameter in model.parameters()) > 1e8
+    """Above 100 million weights."""
+    return sum(map(n_weights, model.parameters())) > 1e8
 
 
 def checkpoint_activations(model, setting: str) -> None:

@@ -54,7 +54,9 @@ except ImportError:  # needed for 8-bit optimisers and 4-bit weights only
 class Config:
     # the model
     model: str = flag("embedded-policy", "model folder or hub name; it needs a chat template")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights of the base model; auto: as they are stored")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "auto", "weights of the base model; auto: as they are stored, but float16 as bfloat16"
+    )
     gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from")
     load_in_4bit: bool = flag(False, "QLoRA: linear layers of the base model in 4 bits (NF4, bitsandbytes)")
     gradient_checkpointing: Literal["auto", "on", "off"] = flag(
@@ -455,7 +457,9 @@ def launch(config: Config) -> Accelerator:
         raise BadInput(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: these processes would not work together (see README)")
     tracker = None if config.tracker == "none" else config.tracker
     # without a GPU of NVIDIA's kind, the CPU: sampling takes double precision, which others (Apple's) do not have
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=tracker, project_dir=config.output)
+    # precision is the model's own affair, whatever a user's defaults for accelerate are
+    options = {"mixed_precision": "no", "log_with": tracker, "project_dir": config.output}
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **options)
     ranks = accelerator.num_processes
     if config.optimizer != "adamw" and bitsandbytes is None:
         raise BadInput(f"optimizer={config.optimizer!r}: needs bitsandbytes; pip install bitsandbytes")

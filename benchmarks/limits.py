@@ -17,6 +17,7 @@ import torch
 from shared import Settings, wait_for
 
 from eval import command_line, flag, parse_flags
+from models import n_weights
 from policy import Policy
 from rollout import Episode
 
@@ -90,7 +91,7 @@ def training(policy: Policy, settings: LimitSettings) -> None:
     mask[:, -settings.episode_tokens // 8 :] = True
     policy.model.train()
     seconds = best_time(lambda: policy.logprobs(ids, mask)[0].sum().backward(), policy, settings.repeats)
-    *matrices, head = (weight.numel() for weight in linear_weights(policy))
+    *matrices, head = map(n_weights, linear_weights(policy))
     work = 4 * (sum(matrices) * ids.numel() + head * mask.sum().item())
     rate = matmul_rate(policy, settings.repeats)
     print(

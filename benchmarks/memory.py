@@ -170,6 +170,7 @@ def peaks(config: Settings) -> list[float]:
     if config.model.split("/")[-1] not in SHAPES or config.dtype == "float32":
         raise BadInput(f"model={config.model!r}: only {', '.join(SHAPES)}, in bfloat16 or 4 bits")
     cuda, found = torch.cuda.is_available(), []
+    gc.collect()  # what is left of another model
     accelerator = Accelerator(cpu=not cuda)
     with contextlib.nullcontext() if cuda or config.on_cpu else simulation() as counter:
         loaded = random_model(config.model, config.load_in_4bit, accelerator.device)
@@ -214,7 +215,10 @@ def main() -> None:
     for c in configs:
         at_once = min(c.rollouts_at_once, max(1, c.kv_tokens // c.episode_tokens) if c.kv_tokens else 1 << 62)
         settings = (c.model.split("/")[-1], "NF4" if c.load_in_4bit else "bfloat16", c.lora_rank, c.episode_tokens)
-        training, rollout = (f"{peak:.1f}" for peak in peaks(c))
+        try:
+            training, rollout = (f"{peak:.1f}" for peak in peaks(c))
+        except torch.OutOfMemoryError:
+            training = rollout = "too much"
         print(line(*settings, c.tokens_per_microbatch, training, at_once, rollout))
 
 
