@@ -201,14 +201,7 @@ class Policy:
         frozen = [layer.weight.data for layer in self.adapted]
         plain = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         try:
-            with torch.no_grad():
-                for number, layer in enumerate(self.adapted):
-                    [adapter] = layer.active_adapters
-                    merged = layer.weight + layer.get_delta_weight(adapter)  # [out, in], in single precision
-                    if not merged.isfinite().all():
-                        raise BadInput("the adapter cannot be merged: it is not finite")
-                    layer.weight.data = dithered(merged, layer.weight.dtype, number)
-                    layer.merged_adapters.append(adapter)
+            self._merge()
             with plain:
                 yield
         finally:
@@ -216,6 +209,16 @@ class Policy:
                 layer.weight.data = weight
                 layer.merged_adapters.clear()
             self.fresh_cache()
+
+    @torch.no_grad()
+    def _merge(self) -> None:
+        for number, layer in enumerate(self.adapted):
+            [adapter] = layer.active_adapters
+            merged = layer.weight + layer.get_delta_weight(adapter)  # [out, in], in single precision
+            if not merged.isfinite().all():
+                raise BadInput("the adapter cannot be merged: it is not finite")
+            layer.weight.data = dithered(merged, layer.weight.dtype, number)
+            layer.merged_adapters.append(adapter)
 
     def compile(self) -> None:
         """From now on run each layer as compiled code when training (torch.compile, for any shape; the first pass takes
