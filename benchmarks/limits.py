@@ -17,7 +17,7 @@ import torch
 from shared import Settings, wait_for
 
 from eval import command_line, flag, parse_flags
-from models import n_weights
+from models import checkpoint_activations, n_weights
 from policy import Policy
 from rollout import Episode
 
@@ -104,7 +104,7 @@ def main() -> None:
     settings = parse_flags(LimitSettings)
     policy = settings.policy()
     if settings.gradient_checkpointing:
-        policy.model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(policy.model.get_base_model(), "on")
     training(policy, settings)
     if settings.compile:
         policy.compile()

@@ -3,7 +3,7 @@
     python benchmarks/memory.py                            four shapes, LoRA and QLoRA (without a GPU 10 minutes)
     python benchmarks/memory.py configs/gpu-24gb.yaml      a settings file of train.py; its flags can follow
     python benchmarks/memory.py --model Qwen/Qwen3-4B --lora-rank 32 --kv-tokens 65536 --episode-tokens 2048
-    python benchmarks/memory.py --model Qwen3-1.7B --on-cpu True       real tensors on the CPU; takes hours
+    python benchmarks/memory.py --model Qwen3-1.7B --on-cpu True       real tensors on the CPU, slowly
 
 With a GPU the peaks are measured (`torch.cuda.max_memory_allocated`). Without one (or with CUDA_VISIBLE_DEVICES empty)
 they are computed: the same code runs on tensors that have a shape but no data, and the sizes of those that are alive at
