@@ -66,6 +66,7 @@ def linear_weights(policy: Policy) -> list[torch.Tensor]:
 
 def decoding(policy: Policy, settings: LimitSettings) -> None:
     rows, length = settings.rows, settings.length
+    policy.model.eval()  # in training, checkpointed layers would not use the cache
     with torch.no_grad(), policy.sampling():
         conversations = [Episode("solve", 0, [], "", noise=str(row)) for row in range(rows)]
         policy.chat.open_turn, policy.chat.stop_ids = lambda episode: episode.add([1]), set()
