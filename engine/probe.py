@@ -9,6 +9,7 @@ import random
 import re
 
 import torch
+from torch import Tensor
 
 from batches import ATTENTION, pad_batch
 from engine.draft import Draft
@@ -75,9 +76,9 @@ def choose(
             gap = largest_gap(weights, fast, text, lengths)
             size = fast.bytes_per_token()
             if gap < tolerance:
-                why = f"it gives the trainer's log-probabilities (within {gap:.0e} up to {max(lengths) + 12} tokens)"
+                why = f"it gives the trainer's log-probabilities (within {float(gap):.0e} up to {max(lengths) + 12} tokens)"
                 return Fast(weights, kv_tokens or max(1, int(memory / size)), cuda_graphs), shares_up_to, why + note
-            refused = f"its log-probabilities differ from the trainer's by {gap:.1e}"
+            refused = f"its log-probabilities differ from the trainer's by {float(gap):.1e}"
         if wish == "fast":
             raise BadInput(f"sampler='fast': does not fit {kind}: {refused}; try --sampler generate")
     tokens = kv_tokens or max(1, int(memory / generate_bytes(weights)))
@@ -88,7 +89,7 @@ def choose(
             why = "asked for" if wish == "generate" else refused
             alike = "" if padding else "; padding on the left disturbs it, so rows of one length make a batch"
             return sampler, shares_up_to, why + alike + note
-    raise BadInput(f"{kind}: sampling and training differ by {gap:.1e} nats a token, and no sampler fits")
+    raise BadInput(f"{kind}: sampling and training differ by {float(gap):.1e} nats a token, and no sampler fits")
 
 
 @torch.no_grad()
@@ -124,7 +125,7 @@ def shared_length(weights: Weights, text: tuple[int, ...], limit: int) -> tuple[
 
 
 @torch.no_grad()
-def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...], lengths: list[int]) -> float:
+def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...], lengths: list[int]) -> Tensor:
     """Largest mean difference, over a conversation, between log-probabilities when sampled and in training, in nats.
 
     In each of two turns four tokens are sampled; the conversations begin with as many tokens as `lengths` says.
@@ -143,7 +144,7 @@ def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...
             draft.episode.add(text[:3] if turn == 0 else ())
     ids, mask, logps = pad_batch(episodes, weights.device)  # [B, T] each
     differences = (weights.logprobs(ids, mask)[0] - logps).abs()  # [B, T], 0 where nothing was sampled
-    return (differences.sum(dim=1) / mask.sum(dim=1)).max().item()
+    return (differences.sum(dim=1) / mask.sum(dim=1)).max()
 
 
 def generate_bytes(weights: Weights) -> int:
