@@ -28,7 +28,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         if tokenizer.chat_template is None:
             raise self._unusable("is missing; an instruction-tuned model is needed")
-        self.special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - {""}
+        self.special = sorted(special, key=lambda token: (-len(token), token))  # an order that every process shares
         self.merges_system = False
         try:
             self._around_reply(1, self.TEXT)
@@ -90,11 +91,15 @@ class ChatFormat:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def clean(self, text: str) -> str:
-        """Text without anything that would be tokenised as a special token: a space goes after its first character, and
-        special tokens of one or two characters are taken out."""
+        """Text without anything that would be tokenised as a special token: a space goes after its first character, or
+        it is taken out where that would leave or make one (it is a single character, or begins with a space).
+
+        It ends: each space widens the gap behind a character, and no set of tokens has all gaps.
+        """
         while found := [token for token in self.special if token in text]:
             for token in found:
-                text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 2 else "")
+                apart = f"{token[0]} {token[1:]}"
+                text = text.replace(token, "" if any(other in apart for other in self.special) else apart)
         return text
 
     def _render(self, messages: list[dict], **options) -> str:

@@ -1,7 +1,9 @@
 """chat.py: conversations as tokens, by templates that behave as those of well-known models do."""
 
+import contextlib
 import itertools
 import re
+import signal
 
 import pytest
 from conftest import byte_tokenizer
@@ -331,6 +333,50 @@ def test_clean_text_round_trips(text):
     assert NASTY_CHAT.text(NASTY_CHAT.encode(clean)) == clean == NASTY_CHAT.clean(clean)
     if not any(token in text for token in NASTY_SPECIAL):
         assert clean == text
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+    """Ends what takes longer."""
+
+    def ring(*_):
+        raise TimeoutError(f"not over after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+any_special = st.sets(st.text("<x>  \n", min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@example(special={" <x>"}, pieces=["a <x>"], rstrip=False)  # a space behind the first character does not break it up
+@example(special={"<x>", "< x>", "<  x>"}, pieces=["<x>"], rstrip=False)  # makes another one
+@example(special={"<x>", "x< "}, pieces=["x<x>"], rstrip=False)  # makes another one, with what is before it
+@example(special={"<  "}, pieces=["<  "], rstrip=False)
+@example(special={"x", "  "}, pieces=["x ", " x "], rstrip=True)
+@given(special=any_special, pieces=st.lists(st.text("<x>  \n", max_size=5), max_size=6), rstrip=st.booleans())
+def test_cleaning_ends_with_no_special_token_whatever_they_are(special, pieces, rstrip):
+    all_special = sorted({*CHATML_SPECIAL, *special})
+    tokenizer = byte_tokenizer(CHATML, all_special, "<|im_end|>", rstrip=rstrip)
+    chat = ChatFormat(tokenizer)
+    for text in ("".join(pieces), "".join(f"{piece}{token}" for piece in [*pieces, ""] for token in sorted(special))):
+        with at_most(10):
+            clean = chat.clean(text)
+        assert not set(tokenizer(clean).input_ids) & set(tokenizer.convert_tokens_to_ids(all_special))
+        assert (clean == text) == (not any(token in text for token in special))
+        assert chat.clean(clean) == clean
+
+
+def test_cleaning_takes_special_tokens_in_one_order():
+    """The longest first, then by the alphabet: sets have an order of their own in every process."""
+    chat = ChatFormat(byte_tokenizer(CHATML, (*CHATML_SPECIAL, "ab", "bc", "cd", "abcd"), "<|im_end|>"))
+    assert chat.clean("abcd abc bcd cdab") == " a b c b c d c da b"
 
 
 def test_cleaning_puts_a_space_behind_the_first_character(chat):
