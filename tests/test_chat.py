@@ -258,10 +258,10 @@ UNUSABLE = {
     "ends a reply with nothing": (LOOP.replace("BODY", "{{ m.content }}"), "special token"),
     "counts the turns": (LOOP.replace("BODY", "{{ loop.index }}" + SHOW), "different ways"),
     "asks for no reply": (CHATML.partition("{% if add_generation_prompt %}")[0], "asks for a reply"),
-    "leaves the channel to the model": (
-        CHATML.replace("m.role", "(m.role if m.role != 'assistant' else 'assistant<|endoftext|>')").replace(
-            "nt\n", "nt"
-        ),
+    "leaves the model a channel that it counts": (
+        CHATML.replace(
+            "m.role", "(m.role if m.role != 'assistant' else 'assistant<|endoftext|>' ~ loop.index)"
+        ).replace("nt\n", "nt"),
         "asks for a reply",
     ),
     "is faulty": ("{{ 'a' + none }}", "refuses the conversation"),
@@ -289,7 +289,22 @@ def test_template_that_drops_the_rules_gets_them_in_the_first_turn():
 def test_usable_variant_of_the_unusable_templates():
     """What the refused templates above have in common is fine in itself."""
     for show in (SHOW, SHOW.replace("\n", "\n ")):  # in the second a reply begins with a space, which the model writes
-        ChatFormat(byte_tokenizer(LOOP.replace("BODY", show), CHATML_SPECIAL, "<|im_end|>"))
+        chat = ChatFormat(byte_tokenizer(LOOP.replace("BODY", show), CHATML_SPECIAL, "<|im_end|>"))
+        assert chat.after == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_channel_that_the_template_leaves_to_the_model_is_opened_for_it():
+    template = CHATML.replace("m.role", "(m.role if m.role != 'assistant' else 'assistant<|endoftext|>to all')")
+    chat = ChatFormat(byte_tokenizer(template.replace("nt\n", "nt"), CHATML_SPECIAL, "<|im_end|>"))
+    episode = converse(chat, ["one", "two"], ["a<|im_end|>", "b"])
+    start = "<|im_start|>assistant<|endoftext|>to all\n"
+    assert chat.tokenizer.decode(episode.ids) == (
+        f"<|im_start|>system\nRules.<|im_end|>\n<|im_start|>user\none<|im_end|>\n{start}a<|im_end|>\n"
+        f"<|im_start|>user\ntwo<|im_end|>\n{start}b"
+    )
+    assert (
+        chat.tokenizer.decode([t for t, mask in zip(episode.ids, episode.mask, strict=True) if mask]) == "a<|im_end|>b"
+    )
 
 
 def test_several_templates_with_no_default_are_refused():
