@@ -97,6 +97,19 @@ class ChatFormat:
         rendered = self._render(stand_ins, add_generation_prompt=True) + self.channel
         return re.sub("|".join(texts), lambda found: texts[found[0]], rendered)
 
+    def check_ids(self, n_rows: int) -> None:
+        """Raise BadInput if a conversation could hold an id for which an embedding of so many rows has none.
+
+        Special tokens beyond it, as for images, do no harm: text never makes them. Those of the template do count.
+        """
+        vocabulary = self.tokenizer.get_vocab()
+        messages = [{"role": "system", "content": self.TEXT}, {"role": "user", "content": self.TEXT}]
+        rendered = self._first_prompt(messages) + self.before + self.after
+        ids = set(vocabulary.values()) - {vocabulary.get(token) for token in self.special} | {*self._encode(rendered)}
+        if max(ids) >= n_rows:
+            name, n_ids = self.tokenizer.name_or_path, max(vocabulary.values()) + 1
+            raise BadInput(f"model={name!r}: its tokenizer has {n_ids} ids, but its embedding only {n_rows} rows")
+
     def turn_length(self, text: str) -> int:
         """Tokens that a later user turn with this text takes, up to where the reply begins."""
         return len(self._encode(self.before + self.clean(text) + self.after))

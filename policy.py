@@ -167,6 +167,7 @@ class Policy:
         self.softcap = getattr(text_config, "final_logit_softcapping", None)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
+        self.chat.check_ids(base.get_input_embeddings().weight.shape[0])
         eos = base.generation_config.eos_token_id  # some models have further stop tokens there
         self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
         if text_config._attn_implementation == "sdpa":

@@ -425,3 +425,50 @@ def test_embedded_tokenizer_renders_whole_conversations_as_it_appends_them(token
         if episode.kind == "solve":
             longest = max(longest, len(episode.ids))
     assert 40 < longest < 90
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tokenizers that are larger than the embedding
+
+# the ids of these are 256, 257, ... in this order
+LATE = byte_tokenizer(CHATML, ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>"), "<|im_end|>")
+LATE_THINK = byte_tokenizer(CHATML, ("<|im_start|>", "<|im_end|>"), "<|im_end|>", plain=THINK)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "n_rows", "fits"),
+    [
+        (LATE, 1000, True),
+        (LATE, 260, True),
+        (LATE, 259, True),  # no image
+        (LATE, 258, True),  # and no end of text
+        (LATE, 257, False),  # but replies end
+        (LATE, 255, False),
+        (LATE_THINK, 260, True),
+        (LATE_THINK, 259, False),  # any text may have "</think>" in it
+    ],
+)
+def test_ids_beyond_the_embedding_are_refused_if_a_conversation_can_hold_them(tokenizer, n_rows, fits):
+    chat = ChatFormat(tokenizer)
+    if fits:
+        chat.check_ids(n_rows)
+    else:
+        with pytest.raises(BadInput, match=f"^model=''.* 260 ids, .* {n_rows} rows$"):
+            chat.check_ids(n_rows)
+
+
+def test_policy_refuses_a_tokenizer_larger_than_the_embedding(tokenizer):
+    model = small_model("llama", tokenizer)
+    model.resize_token_embeddings(len(tokenizer) - 13)
+    with pytest.raises(BadInput, match=f"{len(tokenizer)} ids.* {len(tokenizer) - 13} rows"):
+        Policy(model, tokenizer)
+
+
+def test_policy_takes_a_special_token_beyond_the_embedding_that_never_appears():
+    """Gemma 3 1B is published so: its tokenizer has a token for images behind the last row."""
+    model = small_model("llama", LATE)
+    model.resize_token_embeddings(len(LATE) - 1)
+    episodes = new_conversations("<image>", "an <image> and more")
+    take_turns(Policy(model, LATE, max_reply_tokens=4), episodes, "<image>")
+    take_turns(Policy(model, LATE, max_reply_tokens=4), episodes, "")
+    assert all(max(episode.ids) < len(LATE) - 1 for episode in episodes)
