@@ -68,8 +68,8 @@ def choose(
     weights.model.eval()
     check_decoder(weights, text)
     refused = refusal(weights)
-    shares_up_to, unshared = (0, refused) if refused else shared_length(weights, text, limit)
-    note = f"; common beginnings are read in every row: {unshared}" if unshared and not refused else ""
+    shares_up_to, unshared = (0, "") if refused else share_beginnings(weights, text, limit, max(lengths))
+    note = f"; common beginnings are read in every row: {unshared}" if unshared else ""
     if wish != "generate":
         if not refused:
             fast = Fast(weights, UNBOUNDED**2)
@@ -111,17 +111,29 @@ def check_decoder(weights: Weights, text: tuple[int, ...]) -> None:
 
 
 @torch.no_grad()
-def shared_length(weights: Weights, text: tuple[int, ...], limit: int) -> tuple[int, str]:
-    """(sequences up to this length can have a common beginning that goes through the model once, why not if 0)."""
-    if weights.text_config._attn_implementation != ATTENTION:
-        return 0, f"attention is {weights.text_config._attn_implementation!r}"
-    ids = torch.tensor([text[k : k + 1] * 12 for k in range(2)], device=weights.device)  # [2, 12]
-    ids[:, :5] = ids[0, 0]
-    apart, together = weights.hidden_states(ids)[:, 5:], weights.hidden_states(ids, 5)  # [2, 7, d] each
-    tolerance = 1e-3 if apart.dtype == torch.float32 else 0.1
-    if not (together - apart).abs().mean() < tolerance * apart.std():
-        return 0, "that would change its predictions"
-    return min([limit, *changes(weights.text_config)]), ""
+def share_beginnings(weights: Weights, text: tuple[int, ...], limit: int, longest: int) -> tuple[int, str]:
+    """Have attention read common beginnings once in training, if that changes nothing up to `longest` tokens.
+
+    Returns (sequences up to this length can have a common beginning, why not if 0).
+    """
+    attention = weights.text_config._attn_implementation
+    if attention != "sdpa":
+        return 0, f"attention is {attention!r}"
+    tolerance = 1e-3 if weights.dtype == torch.float32 else 0.1
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return bool((one - other).abs().mean() < tolerance * one.std())
+
+    ids = torch.tensor([list(itertools.islice(itertools.cycle(text), longest))], device=weights.device)  # [1, T]
+    two = torch.stack([ids[0, :12], ids[0, :12]])  # [2, 12]
+    two[1, 5:] = ids[0, :7]
+    plain, apart = weights.hidden_states(ids), weights.hidden_states(two)[:, 5:]  # [1, T, d], [2, 7, d]
+    weights.base.set_attn_implementation(ATTENTION)
+    # some layers do other things where attention has another name
+    if same(plain, weights.hidden_states(ids)) and same(apart, weights.hidden_states(two, 5)):
+        return min([limit, *changes(weights.text_config)]), ""
+    weights.base.set_attn_implementation(attention)
+    return 0, "that would change its predictions"
 
 
 @torch.no_grad()
