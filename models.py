@@ -136,12 +136,14 @@ def adaptable(model) -> dict[str, torch.nn.Module]:
     try:
         with torch.enable_grad():
             ids = torch.arange(12, device=model.device)[None]  # [1, 12]
-            hidden = text_decoder(model.eval())(input_ids=ids, use_cache=False).last_hidden_state  # [1, 12, d]
+            hidden = text_decoder(model.train())(input_ids=ids, use_cache=False).last_hidden_state  # [1, 12, d]
             gradients = torch.autograd.grad(hidden.sum(), list(outputs.values()), allow_unused=True)
     finally:
+        model.eval()
         for hook in hooks:
             hook.remove()
-    reached = {module for module, gradient in zip(outputs, gradients, strict=True) if gradient is not None}
+    pairs = zip(outputs, gradients, strict=True)
+    reached = {module for module, gradient in pairs if gradient is not None and (gradient != 0).any()}
     head, found = model.get_output_embeddings(), {}
     for name, module in linear.items():
         parent = model.get_submodule(name.rpartition(".")[0])

@@ -29,7 +29,7 @@ def refusal(weights: Weights) -> str:
     others = kinds - {"full_attention", "sliding_attention"}
     if others or getattr(weights.base, "_is_stateful", False):
         return f"it has layers that keep more than keys and values ({', '.join(sorted(others)) or 'a state'})"
-    if getattr(config, "index_topk", None):
+    if getattr(config, "index_topk", None) or hasattr(config, "keep_window_size"):
         return "its layers choose among the keys"
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder"

@@ -42,10 +42,13 @@ def changes(config) -> list[int]:
 
 
 def conversation_limit(config) -> int:
-    """Tokens of the longest conversation: what the model reads, what is probed, and where its rotary embeddings would
-    follow from the longest row of a batch (longrope), so that a conversation would depend on its neighbours."""
+    """Tokens of the longest conversation: what the model reads, what is probed, and up to where sampling and training
+    are sure to agree. Rotary embeddings may switch with the longest row of a batch (longrope), so that a conversation
+    would depend on its neighbours; and a choice among keys that are nearly as good may turn out otherwise."""
     limits = [value for name in WINDOWS if (value := getattr(config, name, None))]
     limits += [length for length in changes(config) if length > LONGEST]
+    if getattr(config, "index_topk", None):  # beyond it, layers choose among the keys
+        limits.append(config.index_topk)
     for rope in rope_settings(config):
         if rope.get("rope_type") == "longrope":
             switch = rope.get("original_max_position_embeddings")
@@ -60,11 +63,9 @@ def choose(
 
     `text`: any token ids; `limit`: of conversations; `memory`: bytes for the sampler where `kv_tokens` is 0.
     """
-    kind, tolerance = weights.base.config.model_type, 1e-3 if weights.dtype == torch.float32 else 0.1
-    lengths = [5, 8] + [
-        n for length in changes(weights.text_config) if length < limit for n in (length - 2, length + 5)
-    ]
-    lengths = [n for n in lengths if n + 12 <= limit]
+    kind, tolerance = weights.base.config.model_type, 0.1 if weights.half else 1e-3
+    around = [(length - 2, length + 5) for length in changes(weights.text_config)]
+    lengths = [n for n in (5, 8, *itertools.chain(*around)) if n + 12 <= limit]
     weights.model.eval()
     check_decoder(weights, text)
     refused = refusal(weights)
@@ -76,12 +77,12 @@ def choose(
             gap = largest_gap(weights, fast, text, lengths)
             size = fast.bytes_per_token()
             if gap < tolerance:
-                why = f"it gives the trainer's log-probabilities (within {float(gap):.0e} up to {max(lengths) + 12} tokens)"
+                why = f"it gives the trainer's log-probabilities (within {float(gap):.0e}, {max(lengths) + 12} tokens)"
                 return Fast(weights, kv_tokens or max(1, int(memory / size)), cuda_graphs), shares_up_to, why + note
             refused = f"its log-probabilities differ from the trainer's by {float(gap):.1e}"
         if wish == "fast":
             raise BadInput(f"sampler='fast': does not fit {kind}: {refused}; try --sampler generate")
-    tokens = kv_tokens or max(1, int(memory / generate_bytes(weights)))
+    tokens = kv_tokens or max(1, int(memory / generate_bytes(weights, text)))
     for padding in (True, False):
         sampler = Generate(weights, tokens, padding)
         gap = largest_gap(weights, sampler, text, lengths)
@@ -104,7 +105,7 @@ def check_decoder(weights: Weights, text: tuple[int, ...]) -> None:
     kind = weights.base.config.model_type
     if not want.isfinite().all():
         raise BadInput(f"{kind}: its weights give predictions that are not finite")
-    tolerance = 1e-3 if weights.dtype == torch.float32 else 0.1
+    tolerance = 0.1 if weights.half else 1e-3
     if not (found - want).abs().mean() < tolerance * want.std():
         raise BadInput(f"{kind}: its predictions are not those of its text decoder")
     weights.plain_head = bool((weights.head(hidden).float() == found).all())
@@ -117,14 +118,14 @@ def share_beginnings(weights: Weights, text: tuple[int, ...], limit: int, longes
     Returns (sequences up to this length can have a common beginning, why not if 0).
     """
     attention = weights.text_config._attn_implementation
-    if attention != "sdpa":
+    if attention not in ("sdpa", ATTENTION):
         return 0, f"attention is {attention!r}"
-    tolerance = 1e-3 if weights.dtype == torch.float32 else 0.1
+    tolerance = 0.1 if weights.half else 1e-3
 
     def same(one: Tensor, other: Tensor) -> bool:
         return bool((one - other).abs().mean() < tolerance * one.std())
 
-    ids = torch.tensor([list(itertools.islice(itertools.cycle(text), longest))], device=weights.device)  # [1, T]
+    ids = torch.tensor([list(itertools.islice(itertools.cycle(text), longest + 12))], device=weights.device)  # [1, T]
     two = torch.stack([ids[0, :12], ids[0, :12]])  # [2, 12]
     two[1, 5:] = ids[0, :7]
     plain, apart = weights.hidden_states(ids), weights.hidden_states(two)[:, 5:]  # [1, T, d], [2, 7, d]
@@ -159,9 +160,18 @@ def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...
     return (differences.sum(dim=1) / mask.sum(dim=1)).max()
 
 
-def generate_bytes(weights: Weights) -> int:
-    """Bytes that `generate` keeps of a token, at most: keys and values in all layers, for all heads."""
-    config, size = weights.text_config, weights.dtype.itemsize
-    heads = getattr(config, "num_attention_heads", None) or 1
-    width = max(config.hidden_size, heads * (getattr(config, "head_dim", None) or 0))
-    return 2 * config.num_hidden_layers * width * size
+@torch.no_grad()
+def generate_bytes(weights: Weights, text: tuple[int, ...]) -> float:
+    """Bytes that the model keeps of a token while it generates, its states of other kinds shared out over 64 tokens."""
+
+    def size(kept) -> int:
+        if isinstance(kept, Tensor):
+            return kept.nbytes
+        if isinstance(kept, (list, tuple)):
+            return sum(map(size, kept))
+        return sum(map(size, vars(kept).values())) if hasattr(kept, "__dict__") else 0
+
+    ids = torch.tensor([list(itertools.islice(itertools.cycle(text), 64))], device=weights.device)  # [1, 64]
+    with weights.precision():
+        output = weights.base(input_ids=ids, use_cache=True)
+    return max(1, sum(size(value) for name, value in output.items() if name != "logits")) / 64

@@ -34,6 +34,7 @@ class Weights:
     def __init__(self, model, temperature: float = 1.0, merge: bool = True):
         self.model, self.temperature = model, temperature
         self.device, self.dtype = next(model.parameters()).device, model.dtype
+        self.half = self.dtype in (torch.bfloat16, torch.float16)
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.text_config = model.config.get_text_config()
         self.decoder, self.head = text_decoder(self.base), self.base.get_output_embeddings()
@@ -89,8 +90,7 @@ class Weights:
 
         Every forward pass of a model with an adapter has to be made in this context.
         """
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.half, cache_enabled=False)
 
     def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """logits [b, V], uniform [b, 1] in [0, 1), double -> the next tokens and their log-probabilities [b, 1].
