@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from envs import BadInput, first_line
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and on a CPU it then complains
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -112,7 +112,9 @@ def without_dropout(model) -> None:
 def text_decoder(model):
     """The part that turns tokens into hidden states, without a vision or audio tower, and without the output head."""
     decoder = model.get_decoder()
-    return model.model if decoder is model and hasattr(model, "model") else decoder
+    if decoder is model or decoder is model.get_output_embeddings():  # some have other names for it
+        return getattr(model, "model", model.base_model)
+    return decoder
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -198,19 +200,21 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
     return adapted
 
 
+@torch.no_grad()
 def read_adapter(model: PeftModel, folder: Path) -> None:
     """Give the model's adapter the weights saved in `folder`. Raises BadInput if they are not those of this model."""
-    try:
-        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    except RuntimeError as error:  # other shapes
-        raise BadInput(f"{folder}: this adapter does not fit the model ({first_line(error)})") from error
-    missing = [key for key in result.missing_keys if "lora_" in key]
-    odd = missing + result.unexpected_keys
-    if odd:
+    saved = {name: value for name, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in name}
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)  # the parameters themselves, by those names
+    own = {name: value for name, value in own.items() if "lora_" in name}
+    missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    other = sorted(name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape)
+    if missing or unknown or other:
         raise BadInput(
-            f"{folder}: this adapter does not fit the model: {len(missing)} of its weights are missing, "
-            f"{len(result.unexpected_keys)} belong nowhere ({odd[0]} for one)"
+            f"{folder}: this adapter does not fit the model: {len(missing)} of its weights are missing, {len(unknown)} "
+            f"belong nowhere, {len(other)} have other shapes ({[*missing, *unknown, *other][0]} for one)"
         )
+    for name, value in own.items():
+        value.copy_(saved[name])
 
 
 def adapted_weights(model) -> list[tuple[LoraLayer, torch.nn.Module, str]]:
