@@ -82,7 +82,9 @@ def is_large(model) -> bool:
 def checkpoint_activations(model, setting: str) -> None:
     """Have activations computed again in the backward pass, if `setting` is on, or auto and the model is large."""
     if setting == "on" or setting == "auto" and is_large(model):
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers has renamed it, and warns where the old name is used
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
 
 def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftModel:

@@ -29,7 +29,7 @@ import models
 import policy as policies
 from batches import pad_batch
 from envs import BadInput, Pack, make_pack
-from models import Lora, LoraLayer, add_adapter, load_model, n_weights
+from models import Lora, LoraLayer, add_adapter, checkpoint_activations, load_model, n_weights
 from policy import OUTGROWN, Policy, dithered
 from rollout import TOO_LONG, Reply, play, run
 
@@ -746,7 +746,7 @@ def test_compiled_layers_give_the_same_gradient_and_leave_sampling_alone(tokeniz
         torch.manual_seed(0)
         model = imitate.build_model(tokenizer)
         if compiled:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model, "on")
         policy = Policy(model, tokenizer, max_reply_tokens=8)
         if compiled:
             policy.compile()
