@@ -61,6 +61,9 @@ def load_model(
     if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
         loaded.hf_quantizer, loaded.is_quantized = None, False
         del loaded.config.quantization_config
+        # some versions of transformers give the tokenizer the token that begins texts as the one that ends them
+        if isinstance(end := loaded.config.get_text_config().eos_token_id, int):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     for module in loaded.modules():
         # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,
         # and from then on no gradient would pass through them

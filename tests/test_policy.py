@@ -1,5 +1,6 @@
 """policy.py and models.py: the sampler against forward passes, what is trained, loading."""
 
+import copy
 import functools
 import math
 import shutil
@@ -28,6 +29,7 @@ import imitate
 import models
 import policy as policies
 from batches import pad_batch
+from chat import ChatFormat
 from envs import BadInput, Pack, make_pack
 from models import Lora, LoraLayer, add_adapter, checkpoint_activations, load_model, n_weights
 from policy import OUTGROWN, Policy, dithered
@@ -684,6 +686,19 @@ def test_weights_in_float16_become_bfloat16(model_folder, tmp_path):
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in loaded.buffers()} == {torch.float32}  # the frequencies of positions
     assert load_model(str(tmp_path), "float32")[0].dtype == torch.float32
+
+
+def test_a_gguf_file_says_what_ends_a_reply(tokenizer, monkeypatch):
+    """Whatever the tokenizer that transformers makes of it takes for that."""
+    confused = copy.deepcopy(tokenizer)
+    confused.eos_token = "<|user|>"
+    model = imitate.build_model(tokenizer)
+    model.config.quantization_config = {}
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: confused)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    _, loaded = load_model("folder", gguf_file="weights.gguf")
+    assert loaded.eos_token == tokenizer.eos_token == "<|end|>"
+    assert ChatFormat(loaded).stop_ids == {tokenizer.eos_token_id}
 
 
 def test_broken_weights_are_refused_in_one_line(model_folder, tmp_path):
