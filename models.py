@@ -63,6 +63,9 @@ def load_model(
     if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
         loaded.hf_quantizer, loaded.is_quantized = None, False
         del loaded.config.quantization_config
+        # some versions of transformers give the tokenizer the token that begins texts as the one that ends them
+        if isinstance(end := loaded.config.get_text_config().eos_token_id, int):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     without_dropout(loaded)
     for module in loaded.modules():
         # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,
@@ -88,8 +91,8 @@ def checkpoint_activations(model, setting: str) -> None:
         if not model.supports_gradient_checkpointing:
             print(f"{type(model).__name__} cannot compute activations again: training goes on without (more memory)")
             return
-        name = "activation_checkpointing_enable"  # transformers before 5.18 knows the older name only
-        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        # transformers has renamed it, and warns where the old name is used
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
 

@@ -9,7 +9,6 @@ those are two, forward and the gradient of the inputs; computing activations aga
 counted as work done, nor is attention.
 """
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from shared import Settings, wait_for
 
-from engine.draft import Draft
 from engine.policy import Policy
 from eval import command_line, flag, parse_flags
 from models import checkpoint_activations, n_weights
@@ -30,6 +28,7 @@ class LimitSettings(Settings):
     length: int = flag(1024, "tokens of each in the KV cache")
     episode_tokens: int = flag(1024, "tokens of the sequences that are trained on, an eighth of them sampled")
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass")
+    matrix: int = flag(0, "rows and columns of the large matrices; 0: 8192 on a GPU, 2048 on a CPU")
     compile: bool = flag(False, "measure training through compiled layers, too")
 
 
@@ -52,9 +51,9 @@ def bandwidth(policy: Policy, repeats: int) -> float:
     return 2 * source.nbytes / best_time(lambda: target.copy_(source), policy, repeats)
 
 
-def matmul_rate(policy: Policy, repeats: int) -> float:
+def matmul_rate(policy: Policy, n: int, repeats: int) -> float:
     """Floating-point operations per second of a large product in the model's precision."""
-    n = 8192 if policy.device.type == "cuda" else 2048
+    n = n or (8192 if policy.device.type == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=policy.device, dtype=policy.model.dtype) for _ in range(2))
     return 2 * n**3 / best_time(lambda: a @ b, policy, repeats)
 
@@ -66,29 +65,48 @@ def linear_weights(policy: Policy) -> list[torch.Tensor]:
     return [p for p in matrices if p is not embedding] + [policy.head.weight]
 
 
-def decoding(policy: Policy, settings: LimitSettings) -> None:
-    rows, length = settings.rows, settings.length
+def bytes_per_token(policy: Policy) -> int:
+    """Size of a token in the KV cache, all layers together."""
+    config = policy.model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * policy.model.dtype.itemsize
+
+
+def decoding(policy: Policy, settings: LimitSettings) -> tuple[float, float]:
+    """Seconds of a decoding step, and what its memory traffic takes at the measured bandwidth.
+
+    All conversations begin alike, so their beginning is read once and copied; what it takes is in the time of a short
+    reply and in that of a long one, and the difference is decoding alone.
+    """
+    rows, length, short, more = settings.rows, settings.length, 5, 64
     policy.model.eval()  # in training, checkpointed layers would not use the cache
-    with torch.no_grad(), policy.sampling():
-        conversations = [Episode("solve", 0, [], "", noise=str(row)) for row in range(rows)]
-        for episode in conversations:
-            episode.add([1])
-        room, tokens = length + 64 * (settings.repeats + 2), 16
-        policy.sampler._open([Draft(episode, room, set(), random.Random(0)) for episode in conversations])
-        policy.sampler.cached = [length] * rows  # what is read there is nothing, but takes as long
-        steps = tokens // policy.sampler.block
-        seconds = best_time(lambda: [policy.sampler._decode() for _ in range(steps)], policy, settings.repeats)
-        stored = policy.sampler.bytes_per_token() * rows * length
-    step, read = seconds / tokens, sum(weight.nbytes for weight in linear_weights(policy)) + stored
+    policy.chat.open_turn, policy.chat.stop_ids = lambda episode: episode.add([1] * length), set()
+
+    def replies(tokens: int) -> None:
+        policy.max_reply_tokens = tokens
+        asking = [Episode("solve", 0, [], "", noise=str(row)) for row in range(rows)]
+        answered = 0
+        while answered < rows:
+            answered += len(policy.reply(asking))
+            asking = []
+
+    with policy.sampling():
+        replies(short + more)  # the cache grows here, and steps are captured
+        seconds = [best_time(lambda n=n: replies(n), policy, settings.repeats) for n in (short + more, short)]
+    step = (seconds[0] - seconds[1]) / more
+    read = sum(weight.nbytes for weight in linear_weights(policy)) + bytes_per_token(policy) * rows * length
     rate = bandwidth(policy, settings.repeats)
     print(
         f"decoding {rows} conversations of {length} tokens: {1e3 * step:.1f} ms a step, {rows / step:.0f} tokens/s; "
         f"{read / 2**30:.2f} GiB at {rate / 1e9:.0f} GB/s take {1e3 * read / rate:.1f} ms: "
         f"{step * rate / read:.1f} times the limit"
     )
+    return step, read / rate
 
 
-def training(policy: Policy, settings: LimitSettings) -> None:
+def training(policy: Policy, settings: LimitSettings) -> tuple[float, float]:
+    """Operations per second that the matrix products of training amount to, and those of a large product."""
     batch = max(1, settings.tokens_per_microbatch // settings.episode_tokens)
     ids = torch.randint(1, 100, (batch, settings.episode_tokens), device=policy.device)  # [B, T]
     mask = torch.zeros_like(ids, dtype=torch.bool)  # [B, T]
@@ -97,11 +115,12 @@ def training(policy: Policy, settings: LimitSettings) -> None:
     seconds = best_time(lambda: policy.logprobs(ids, mask)[0].sum().backward(), policy, settings.repeats)
     *matrices, head = map(n_weights, linear_weights(policy))
     work = 4 * (sum(matrices) * ids.numel() + head * mask.sum().item())
-    rate = matmul_rate(policy, settings.repeats)
+    rate = matmul_rate(policy, settings.matrix, settings.repeats)
     print(
         f"training on {batch} x {settings.episode_tokens} tokens: {ids.numel() / seconds:.0f} tokens/s, "
         f"{work / seconds / 1e12:.2f} TFLOP/s, {work / seconds / rate:.0%} of the measured {rate / 1e12:.2f} TFLOP/s"
     )
+    return work / seconds, rate
 
 
 def main() -> None:

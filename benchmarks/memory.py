@@ -82,9 +82,11 @@ def rollout_phase(policy: Policy, optimizer, config: Settings, accelerator: Acce
     policy.chat.open_turn = lambda episode: episode.add([int(episode.noise)] * prompts[episode].pop(0))  # none alike
     policy.chat.text, policy.chat.stop_ids, policy.room = lambda ids: "", set(), room.get
     with policy.sampling():
-        asking = episodes
-        while asking or policy.sampler.drafts or policy.sampler.waiting:
-            asking = [episode for episode, _ in policy.reply(asking) if prompts[episode]]
+        asking, to_come = episodes, 3 * len(episodes)  # replies
+        while to_come:
+            answered = [episode for episode, _ in policy.reply(asking)]
+            to_come -= len(answered)
+            asking = [episode for episode in answered if prompts[episode]]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def simulation():
         # modules convert such parameters by swapping, which fails where something refers to them weakly
         mock.patch("torch.utils.swap_tensors", lambda old, new: setattr(old, "data", new.data)),
         # tables that bitsandbytes keeps would have no data afterwards either
-        mock.patch.dict(bitsandbytes.functional.name2qmap),
+        mock.patch.dict(bitsandbytes.functional.name2qmap) if bitsandbytes else contextlib.nullcontext(),
         Simulation() as counter,
     ):
         yield counter
@@ -169,8 +171,13 @@ def peaks(config: Settings) -> list[float]:
     """GiB of training and of rollouts."""
     if config.model.split("/")[-1] not in SHAPES or config.dtype == "float32":
         raise BadInput(f"model={config.model!r}: only {', '.join(SHAPES)}, in bfloat16 or 4 bits")
+    if config.load_in_4bit and bitsandbytes is None:
+        raise BadInput("load_in_4bit=True: needs bitsandbytes; pip install bitsandbytes")
     cuda, found = torch.cuda.is_available(), []
     gc.collect()  # what is left of another model
+    if cuda:
+        torch.cuda.empty_cache()
+        print(f"before: {torch.cuda.memory_allocated() / 2**30:.2f} GiB", file=sys.stderr)
     accelerator = Accelerator(cpu=not cuda)
     with contextlib.nullcontext() if cuda or config.on_cpu else simulation() as counter:
         loaded = random_model(config.model, config.load_in_4bit, accelerator.device)
@@ -192,18 +199,25 @@ def peaks(config: Settings) -> list[float]:
                 found.append(counter.peak / 2**30)
             else:
                 found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-            print(f"{phase.__name__}: {found[-1]:.2f} GiB", file=sys.stderr)
+            kept = f" ({torch.cuda.max_memory_reserved() / 2**30:.2f} with what the allocator keeps)" if cuda else ""
+            print(f"{phase.__name__}: {found[-1]:.2f} GiB{kept}", file=sys.stderr)
     return found
+
+
+def table() -> list[Settings]:
+    """What the README's table has; without bitsandbytes its part in bfloat16."""
+    bits = (False, True) if bitsandbytes else (False,)
+    rows = itertools.product([name for name in SHAPES if name != "tiny"], bits, (2048, 4096))
+    return [
+        Settings(model=name, load_in_4bit=in_4bit, lora_rank=32, rollouts_at_once=16, episode_tokens=tokens)
+        for name, in_4bit, tokens in rows
+    ]
 
 
 def main() -> None:
     configs = [parse_flags(Settings)]
     if len(sys.argv) == 1:
-        rows = itertools.product(SHAPES, (False, True), (2048, 4096))
-        configs = [
-            Settings(model=name, load_in_4bit=in_4bit, lora_rank=32, rollouts_at_once=16, episode_tokens=tokens)
-            for name, in_4bit, tokens in rows
-        ]
+        configs = table()
     if torch.cuda.is_available():
         print(f"measured on {torch.cuda.get_device_name()}")
     elif configs[0].on_cpu:

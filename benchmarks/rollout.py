@@ -2,6 +2,7 @@
 
     python benchmarks/rollout.py                                      the embedded policy, level tiny
     python benchmarks/rollout.py --model FOLDER_OR_HUB_NAME --level train
+    python benchmarks/rollout.py --shape Qwen3-1.7B --spell-out True       random weights; replies of some 60 tokens
 
 The naive loop renders and tokenises every conversation again in every turn, pads on the left, and waits for the slowest
 reply of all (`model.generate`, sampling with the same temperature). All play FrozenLake with a LoRA adapter. So that
@@ -27,14 +28,14 @@ from rollout import Episode, Reply, play, run
 class Scripted:
     """A player whose replies have to be sampled first: the model writes as many tokens as the player's text has."""
 
-    def __init__(self, chat):
-        self.chat = chat
+    def __init__(self, chat, spell_out: bool = False):
+        self.chat, self.spell_out = chat, spell_out
         self.players: dict[str, Planner] = {}
 
     def texts(self, episodes: list[Episode]) -> list[str]:
         replies = []
         for episode in episodes:  # a player for each game: what one game draws does not depend on the others
-            player = self.players.setdefault(episode.noise.split("/")[1], Planner(0))
+            player = self.players.setdefault(episode.noise.split("/")[1], Planner(0, spell_out=self.spell_out))
             replies.append(player.reply([episode])[0][1].text)
         return replies
 
@@ -42,8 +43,8 @@ class Scripted:
 class Naive(Scripted):
     """Re-render, pad on the left, generate, wait for all."""
 
-    def __init__(self, policy: Policy):
-        super().__init__(policy.chat)
+    def __init__(self, policy: Policy, spell_out: bool = False):
+        super().__init__(policy.chat, spell_out)
         self.policy, self.model, self.tokenizer, self.sampled = policy, policy.model, policy.chat.tokenizer, 0
 
     @torch.no_grad()
@@ -69,8 +70,8 @@ class Naive(Scripted):
 class Ours(Scripted):
     """The policy of this project, told where each reply ends."""
 
-    def __init__(self, policy: Policy):
-        super().__init__(policy.chat)
+    def __init__(self, policy: Policy, spell_out: bool = False):
+        super().__init__(policy.chat, spell_out)
         self.policy, self.sampled, self.text = policy, 0, {}
 
     def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
@@ -88,13 +89,19 @@ class Ours(Scripted):
 class Continuous(Scripted):
     """transformers' continuous batching: a paged cache, in which prompts that begin alike share their pages."""
 
-    def __init__(self, policy: Policy):
-        super().__init__(policy.chat)
+    def __init__(self, policy: Policy, spell_out: bool = False):
+        super().__init__(policy.chat, spell_out)
         self.sampled, self.waiting = 0, {}
         sampling = GenerationConfig(do_sample=True, temperature=policy.temperature, top_k=0, top_p=1.0, eos_token_id=-1)
-        model = policy.model.get_base_model()  # its layers have the adapter in them, merged or not
-        self.manager = model.init_continuous_batching(sampling, ContinuousBatchingConfig(return_logprobs=True))
+        self.model = policy.model.get_base_model()  # its layers have the adapter in them, merged or not
+        self.attention = self.model.config._attn_implementation
+        self.model.set_attn_implementation("sdpa")  # from there it finds its own: flash attention, or a paged one
+        self.manager = self.model.init_continuous_batching(sampling, ContinuousBatchingConfig(return_logprobs=True))
         self.manager.start()
+
+    def stop(self) -> None:
+        self.manager.stop()
+        self.model.set_attn_implementation(self.attention)
 
     def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
         for episode, text in zip(episodes, self.texts(episodes), strict=True):
@@ -125,12 +132,29 @@ class FixedLengths(Policy):
 @dataclass(frozen=True)
 class RolloutSettings(Settings):
     continuous: bool = flag(False, "also measure transformers' continuous batching")
+    spell_out: bool = flag(False, "the player whose replies stand in thinks aloud: they are longer")
+
+
+def measure(kind: type[Scripted], policy: FixedLengths, settings: RolloutSettings, name: str) -> tuple[float, int]:
+    """Seconds that the rollouts take that way, and how many tokens are sampled in them."""
+    policy.chat.stop_ids = set()
+    with contextlib.nullcontext() if kind is Naive else policy.sampling():
+        player = kind(policy, settings.spell_out)
+        wait_for(policy)
+        started = time.perf_counter()
+        rollouts = run(map(play, settings.packs()), player, "benchmark")
+        wait_for(policy)
+        seconds = time.perf_counter() - started
+        if kind is Continuous:
+            player.stop()
+    turns = sum(len(e.replies) for rollout in rollouts for e in rollout.episodes)
+    print(f"{name}: {player.sampled} tokens in {turns} replies, {seconds:.1f} s")
+    return seconds, player.sampled
 
 
 def main() -> None:
     settings = parse_flags(RolloutSettings)
     policy = settings.policy(FixedLengths)
-    policy.chat.stop_ids = set()
     ways = {"naive": Naive, "ours, not merged": Ours, "ours": Ours}
     if settings.continuous:
         ways["continuous batching"] = Continuous
@@ -139,19 +163,11 @@ def main() -> None:
     for _ in range(settings.repeats):
         for name, kind in ways.items():
             policy.merged = [] if name == "ours, not merged" else mergeable
-            with policy.sampling() if name != "naive" else contextlib.nullcontext():
-                player = kind(policy)
-                started = time.perf_counter()
-                rollouts = run(map(play, settings.packs()), player, "benchmark")
-                wait_for(policy)
-                seconds[name].append(time.perf_counter() - started)
-                if kind is Continuous:
-                    player.manager.stop()
-            turns = sum(len(e.replies) for rollout in rollouts for e in rollout.episodes)
-            print(f"{name}: {player.sampled} tokens in {turns} replies, {seconds[name][-1]:.1f} s")
+            taken, sampled = measure(kind, policy, settings, name)
+            seconds[name].append(taken)
     print(f"{policy.device}, {settings.rollouts} rollouts, against the naive loop:")
     for name, times in seconds.items():
-        print(f"  {min(seconds['naive']) / min(times):.2f} {name} ({player.sampled / min(times):.0f} tokens/s)")
+        print(f"  {min(seconds['naive']) / min(times):.2f} {name} ({sampled / min(times):.0f} tokens/s)")
 
 
 if __name__ == "__main__":

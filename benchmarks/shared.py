@@ -1,6 +1,8 @@
 """What the benchmarks have in common: settings, the model with an adapter, the packs."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -23,8 +25,10 @@ SHAPES = {  # of the public model cards
     "Qwen3-1.7B": (2048, 28, 6144, 16, True),
     "Qwen3-4B": (2560, 36, 9728, 32, True),
     "Qwen3-8B": (4096, 36, 12288, 32, False),
+    "tiny": (64, 2, 192, 4, True),  # of no model: to try the benchmarks out
 }
 SHARED = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960}
+TINY = SHARED | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 1024}
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,22 @@ def wait_for(policy: Policy) -> None:
         torch.cuda.synchronize()
 
 
+@contextlib.contextmanager
+def counted_replays() -> Iterator[list]:
+    """Yields a list that gets an entry for every CUDA graph that is replayed meanwhile: without any, what was meant to
+    be captured ran as plain steps."""
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+
+    def counted(graph):
+        replays.append(None)
+        return replay(graph)
+
+    with mock.patch.object(torch.cuda.CUDAGraph, "replay", counted):
+        yield replays
+
+
 def random_model(name: str, in_4bit: bool, device: torch.device | str):
-    """(random weights in that shape and in bfloat16, the embedded policy's tokenizer).
+    """(random weights in that shape and in bfloat16 (tiny: float32), the embedded policy's tokenizer).
 
     The weights are made on the device; those in 4 bits layer by layer, so that they never exist whole before.
     """
@@ -73,9 +91,10 @@ def random_model(name: str, in_4bit: bool, device: torch.device | str):
                     quantise(module)
 
     layer = QuantisedLayer if in_4bit else modeling_qwen3.Qwen3DecoderLayer
-    shape = Qwen3Config(**dict(zip(COLUMNS, SHAPES[name.split("/")[-1]], strict=True)), **SHARED)
+    columns = dict(zip(COLUMNS, SHAPES[name.split("/")[-1]], strict=True))
+    shape = Qwen3Config(**columns, **(TINY if name == "tiny" else SHARED))
     with torch.device(device), mock.patch.object(modeling_qwen3, "Qwen3DecoderLayer", layer):
-        model = Qwen3ForCausalLM._from_config(shape, dtype=torch.bfloat16)
+        model = Qwen3ForCausalLM._from_config(shape, dtype=torch.float32 if name == "tiny" else torch.bfloat16)
     model.is_loaded_in_4bit = in_4bit  # peft asks
     return model, AutoTokenizer.from_pretrained(HERE / "embedded-policy")
 

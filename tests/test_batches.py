@@ -24,7 +24,7 @@ from engine.policy import Policy
 from envs import make_pack
 from eval import reference_players
 from imitate import Teacher
-from models import Lora, add_adapter
+from models import Lora, add_adapter, checkpoint_activations
 from rollout import Episode, play, run
 
 
@@ -192,7 +192,7 @@ def test_a_common_beginning_changes_neither_probabilities_nor_gradients(name, sh
     torch.manual_seed(0)
     model = small_llama(tokenizer, **ARCHITECTURES[name])
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, "on")
     policy = Policy(adapted(model), tokenizer, 0.7)
     policy.model.train()
     ids, mask = alike(shared)

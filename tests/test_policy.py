@@ -1,5 +1,6 @@
 """policy.py and models.py: the sampler against forward passes, what is trained, loading."""
 
+import copy
 import functools
 import math
 import shutil
@@ -28,12 +29,13 @@ import engine.policy as policies
 import imitate
 import models
 from batches import pad_batch
+from chat import ChatFormat
 from engine import fast
 from engine import weights as weights_room
 from engine.fast import Fast
 from engine.policy import OUTGROWN, Policy
 from envs import BadInput, Pack, make_pack
-from models import Lora, LoraLayer, add_adapter, dithered, load_model, n_weights
+from models import Lora, LoraLayer, add_adapter, checkpoint_activations, dithered, load_model, n_weights
 from rollout import TOO_LONG, Reply, play, run
 
 MODELS = ["qwen3", "llama", "qwen3 with an adapter"]
@@ -687,6 +689,19 @@ def test_weights_in_float16_become_bfloat16(model_folder, tmp_path):
     assert load_model(str(tmp_path), "float32")[0].dtype == torch.float32
 
 
+def test_a_gguf_file_says_what_ends_a_reply(tokenizer, monkeypatch):
+    """Whatever the tokenizer that transformers makes of it takes for that."""
+    confused = copy.deepcopy(tokenizer)
+    confused.eos_token = "<|user|>"
+    model = imitate.build_model(tokenizer)
+    model.config.quantization_config = {}
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: confused)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    _, loaded = load_model("folder", gguf_file="weights.gguf")
+    assert loaded.eos_token == tokenizer.eos_token == "<|end|>"
+    assert ChatFormat(loaded).stop_ids == {tokenizer.eos_token_id}
+
+
 def test_broken_weights_are_refused_in_one_line(model_folder, tmp_path):
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(
@@ -747,7 +762,7 @@ def test_compiled_layers_give_the_same_gradient_and_leave_sampling_alone(tokeniz
         torch.manual_seed(0)
         model = imitate.build_model(tokenizer)
         if compiled:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model, "on")
         policy = Policy(model, tokenizer, max_reply_tokens=8)
         if compiled:
             policy.compile()
