@@ -1,0 +1,293 @@
+"""Every causal-LM type of the installed transformers, at tiny size: does it train here as it samples?
+
+    python benchmarks/architectures.py                     all of them, and docs/models.md (an hour on one core)
+    python benchmarks/architectures.py --types llama,lfm2  some only, as lines
+    python benchmarks/architectures.py --jobs 2            two at a time
+
+For each type (and for the shapes of published models, tiny_models.SHAPES) a folder with a tiny random model is written
+and goes the whole way that train.py goes: it is loaded, gets an adapter on all linear layers, is sampled from and
+checked. Then conversations of mixed lengths, some longer than every window, are sampled, and the log-probabilities of
+the sampler are compared with those of the trainer, in a padded batch and in training mode, and with the model's own
+forward pass on one conversation; again with an adapter that has random weights. That adapter is saved and read again,
+and merged into a model that transformers loads by itself. Each type has a process of its own with limits of time and
+memory. What has been found is kept in a file, a JSON line for each type, and a sweep that was broken off goes on there.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+PLACE = Path.cwd() if (Path.cwd() / "models.py").exists() else Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(PLACE))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from tiny_models import CAUSAL, SHAPES, build  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+import train  # noqa: E402
+from batches import pad_batch  # noqa: E402
+from check import short_check  # noqa: E402
+from envs import BadInput, make_pack  # noqa: E402
+from eval import EvalConfig, merge  # noqa: E402
+from models import HERE, Lora, LoraLayer, add_adapter, load_model  # noqa: E402
+from rollout import Episode  # noqa: E402
+
+try:
+    from engine.policy import Policy
+except ImportError:
+    from policy import Policy
+
+TOLERANCE = 1e-3  # nats, in single precision
+REPLY = 10  # tokens of a reply at most
+# (words of the first message, of each later one): beyond every window from the start, in later turns, never
+CONVERSATIONS = [(140, [12, 3]), (20, [30, 5, 20]), (2, [1]), (2, [])]
+
+
+def message(role: str, words: int, seed: int) -> dict:
+    text = " ".join(f"{(seed + 7 * k) % 89}" for k in range(words))
+    return {"role": role, "content": text}
+
+
+def converse(policy: Policy) -> list[Episode]:
+    """Conversations of mixed lengths with their replies."""
+    episodes = [
+        Episode("solve", 0, [message("system", 2, 5), message("user", words, n)], "", noise=str(n))
+        for n, (words, _) in enumerate(CONVERSATIONS)
+    ]
+    turns = {episode: list(later) for episode, (_, later) in zip(episodes, CONVERSATIONS, strict=True)}
+    with policy.sampling():
+        asking, waiting = episodes, set(episodes)
+        while waiting:
+            answers, asking = policy.reply(asking), []
+            for episode, reply in answers:
+                waiting.remove(episode)
+                if turns[episode] and not reply.outgrown:
+                    words = turns[episode].pop(0)
+                    episode.messages += [{"role": "assistant", "content": reply.text}, message("user", words, 3)]
+                    asking.append(episode)
+            waiting |= set(asking)
+    return episodes
+
+
+@torch.no_grad()
+def gaps(policy: Policy, episodes: list[Episode]) -> dict[str, torch.Tensor]:
+    """Differences [n] from the sampler's log-probabilities: of the trainer's, in one padded batch, and of those that
+    the model itself gives to each conversation alone."""
+    ids, mask, logps = pad_batch(episodes, policy.device)  # [B, T] each
+    policy.model.train()
+    trained = policy.logprobs(ids, mask)[0]  # [B, T]
+    policy.model.eval()
+    own = []
+    for episode in episodes:
+        one_ids, one_mask, one_logps = pad_batch([episode], policy.device)  # [1, t] each
+        with policy.precision():
+            logits = policy.model(input_ids=one_ids, use_cache=False).logits.float()  # [1, t, V]
+        logp = (logits / policy.temperature).log_softmax(-1)[:, :-1].gather(2, one_ids[:, 1:, None])[..., 0]  # [1, t-1]
+        own.append((logp - one_logps[:, 1:])[one_mask[:, 1:]])
+    return {"trainer": (trained - logps)[mask].abs(), "own": torch.cat(own).abs()}
+
+
+def adapted(model) -> str:
+    """Which layers have an adapter, and how much of the model that is."""
+    names, covered = set(), set()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            parts = [part for part in name.split(".") if part != "base_layer" and not part.isdigit()]
+            names.add(parts[-1])
+            covered |= {id(p) for n, p in module.named_parameters() if ".lora_" not in n and not n.startswith("lora_")}
+    base = model.get_base_model()
+    outer = {id(module.weight) for module in (base.get_input_embeddings(), base.get_output_embeddings())
+             if hasattr(module, "weight")}  # fmt: skip
+    inner = [p for n, p in base.named_parameters() if "lora_" not in n and p.ndim > 1 and id(p) not in outer]
+    share = sum(p.numel() for p in inner if id(p) in covered) / max(1, sum(p.numel() for p in inner))
+    return f"{' '.join(sorted(names))} ({share:.0%})"
+
+
+@torch.no_grad()
+def shake(model) -> None:
+    """Give the adapter random weights that change the predictions."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.normal_(std=0.05 if "lora_B" in name or "lora_embedding_B" in name else 0.2)
+
+
+@torch.no_grad()
+def predictions(model, ids: torch.Tensor) -> torch.Tensor:
+    return model.eval()(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)  # [B, T, V]
+
+
+class Wrong(Exception):
+    """Something was computed, and it is not right."""
+
+
+def examine(name: str, folder: Path, found: dict) -> None:
+    """All that is to be found out about one type; the folder is for its files."""
+    found["stage"] = "build"
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "embedded-policy")
+    model = build(name, len(tokenizer))
+    base = folder / "base"
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    found["weights"] = sum(p.numel() for p in model.parameters())
+
+    found["stage"] = "load"
+    torch.manual_seed(0)
+    model, tokenizer = load_model(str(base))
+    found["stage"] = "adapter"
+    model = add_adapter(model, Lora())
+    found["adapted"] = adapted(model)
+    found["stage"] = "policy"
+    policy = Policy(model, tokenizer)
+    found |= {"sampler": getattr(policy, "sampler_name", "fast"), "why": getattr(policy, "why", "")}
+    found["stage"] = "self-check"
+    found["check"] = short_check(policy, make_pack("frozenlake", 0, 2, "tiny"))
+    policy.max_reply_tokens = REPLY
+    wrong = []
+    for stage in ("fresh adapter", "random adapter"):
+        found["stage"] = stage
+        if stage == "random adapter":
+            before = predictions(model, torch.tensor([episodes[1].ids]))
+            shake(model)
+            changed = (predictions(model, torch.tensor([episodes[1].ids])) - before).abs().max().item()
+            if not changed > 0.05:
+                wrong.append(f"a random adapter changes the predictions by {changed:.1e} only")
+        episodes = converse(policy)
+        for kind, gap in gaps(policy, episodes).items():
+            if kind == "trainer":
+                found["largest"] = max(found.get("largest", 0.0), gap.max().item())
+                found["mean"] = max(found.get("mean", 0.0), gap.mean().item())
+            if not gap.max() < TOLERANCE:
+                what = {"trainer": "sampler and trainer", "own": "sampler and the model's own forward pass"}[kind]
+                wrong.append(f"{what} differ by {gap.max():.1e} at most, {gap.mean():.1e} in the mean ({stage})")
+
+    found["stage"] = "reload"
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(dataclasses.asdict(train.Config(model=str(base)))))
+    (run / "metrics.jsonl").touch()
+    model.save_pretrained(run / "adapter")
+    ids = torch.tensor([episodes[0].ids[-200:]])
+    want = predictions(model, ids)
+    again = add_adapter(load_model(str(base))[0], folder=run / "adapter")
+    found["reload"] = (predictions(again, ids) - want).abs().max().item()
+    if not found["reload"] < TOLERANCE:
+        wrong.append(f"the adapter read again predicts otherwise, by {found['reload']:.1e}")
+    found["stage"] = "merge"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            merge(EvalConfig(policy=str(run), merge_to=str(folder / "merged")))
+    except BadInput as refusal:
+        found["merged"] = str(refusal)
+    else:
+        merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+        found["merged"] = (predictions(merged, ids) - want).abs().max().item()
+        if not found["merged"] < TOLERANCE:
+            wrong.append(f"the merged model predicts otherwise, by {found['merged']:.1e}")
+    if wrong:
+        raise Wrong("; ".join(wrong))
+
+
+def outcome(name: str) -> dict:
+    """What `examine` finds, or where and why it ended."""
+    found: dict = {"type": name, "outcome": "trains"}
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            examine(name, Path(folder), found)
+        except Wrong as error:
+            found |= {"outcome": "wrong", "reason": str(error)}
+        except BadInput as error:
+            found |= {"outcome": "refused", "reason": str(error).replace(folder, "FOLDER")}
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [f for f in frames if Path(f.filename).is_relative_to(PLACE) and "site-packages" not in f.filename]
+            places = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno}" for f in (ours[-1], frames[-1])]
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:400].replace(folder, "FOLDER")
+            kind = "not built" if found["stage"] == "build" else "error"
+            found |= {"outcome": kind, "reason": text, "place": " <- ".join(dict.fromkeys(places[::-1]))}
+    return found | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def start_process(name: str, lines: Path, limits: argparse.Namespace) -> int:
+    """Examine a type in a process of its own; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    resource.setrlimit(resource.RLIMIT_AS, (limits.gigabytes << 30,) * 2)
+    signal.alarm(limits.seconds)  # ends the process
+    found = outcome(name)
+    with lines.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    os._exit(0)
+
+
+def sweep(names: list[str], lines: Path, limits: argparse.Namespace) -> None:
+    """Examine these types, a few at a time."""
+    waiting, running = list(names), {}
+    while waiting or running:
+        while waiting and len(running) < limits.jobs:
+            name = waiting.pop(0)
+            running[start_process(name, lines, limits)] = name
+        process, status = os.wait()
+        name = running.pop(process)
+        if status:
+            reason = f"ended by signal {status & 127}" if status & 127 != signal.SIGALRM else "took too long"
+            with lines.open("a") as file:
+                file.write(json.dumps({"type": name, "outcome": "error", "reason": reason}) + "\n")
+        found = read(lines)[name]
+        print(f"{name}: {found['outcome']}, {summary(found)}", flush=True)
+
+
+def read(lines: Path) -> dict[str, dict]:
+    """Type -> what has been found, the last time counts."""
+    if not lines.exists():
+        return {}
+    return {found["type"]: found for found in map(json.loads, lines.read_text().splitlines())}
+
+
+def summary(found: dict) -> str:
+    if found["outcome"] == "trains":
+        return (f"{found['sampler']}, {found['adapted']}, gap {found['largest']:.1e}, reload {found['reload']:.1e}, "
+                f"merged {found['merged']}, {found['seconds']} s")  # fmt: skip
+    place = f" @ {found['place']}" if "place" in found else ""
+    return f"[{found.get('stage', '')}] {found['reason']}{place}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--types", default="", help="names separated by commas; empty: all")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--seconds", type=int, default=120, help="limit of time for a type")
+    parser.add_argument("--gigabytes", type=int, default=16, help="limit of address space for a type")
+    parser.add_argument("--lines", type=Path, default=Path("runs/architectures.jsonl"), help="what has been found")
+    parser.add_argument("--output", type=Path, default=Path("docs/models.md"))
+    parser.add_argument("--fresh", action="store_true", help="examine again what is in the file already")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options.lines.parent.mkdir(parents=True, exist_ok=True)
+    names = options.types.split(",") if options.types else [*CAUSAL, *SHAPES]
+    done = {} if options.types or options.fresh else read(options.lines)
+    sweep([name for name in names if name not in done], options.lines, options)
+
+
+if __name__ == "__main__":
+    main()
