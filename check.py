@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from batches import families, pad_batch
+from engine.policy import Policy
 from envs import BadInput, Pack
-from policy import Policy
+from models import adapted_weights
 from rollout import Episode, Penalties, play, run
 
 GREEN, RESET = "\033[32m", "\033[0m"
@@ -38,7 +39,9 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
     tasks = sorted((e for e in episodes if e.kind == "solve"), key=lambda episode: len(episode.ids))
     [(pair, shared)] = families([tasks[0], tasks[-1]])  # the shortest and the longest, which both begin with the rules
     shared = shared if len(tasks[-1].ids) <= policy.shares_up_to else 0
-    policy.model.eval()
+    policy.model.train()  # what a model does otherwise in training would show
+    for layer, _, _ in adapted_weights(policy.model):
+        layer.lora_dropout.eval()
     with torch.no_grad():
         ids, mask, logps = pad_batch(pair, policy.device)  # [2, T] each
         together, _ = policy.logprobs(ids, mask, shared)  # [2, T]
@@ -50,7 +53,11 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
         batching = (together[mask] - torch.cat(alone)).abs()  # [n]
     findings = []
     for name, gap, problem in (
-        ("sampler and trainer agree", gaps, "the model predicts otherwise through its KV cache; try --dtype float32"),
+        (
+            "sampler and trainer agree",
+            gaps,
+            "the model predicts otherwise when sampling; try --dtype float32, or --sampler generate",
+        ),
         (
             "padding and a common beginning change nothing",
             batching,

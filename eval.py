@@ -29,10 +29,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import HfArgumentParser
 
+from engine.policy import Policy
 from envs import BadInput, Pack, first_line, make_pack
-from models import add_adapter, load_model
+from models import add_adapter, load_model, merged_model
 from players import PLAYERS
-from policy import Policy
 from rollout import Penalties, Rollout, play, run
 
 matplotlib.use("Agg")
@@ -238,8 +238,8 @@ def reference_players(env: str) -> dict:
 
 
 FROM_RUN = (
-    "env level pack_size ralph temperature max_reply_tokens rollouts_at_once kv_tokens merge_adapter cuda_graphs "
-    "dtype gguf_file load_in_4bit length_penalty length_lo length_hi"
+    "env level pack_size ralph temperature max_reply_tokens rollouts_at_once kv_tokens sampler merge_adapter "
+    "cuda_graphs dtype gguf_file load_in_4bit length_penalty length_lo length_hi"
 ).split()
 
 
@@ -262,6 +262,7 @@ class EvalConfig:
     max_reply_tokens: int = flag(256, "cap on the length of one reply")
     rollouts_at_once: int = flag(256, "packs under way at the same time (memory and speed only)")
     kv_tokens: int = flag(0, "tokens that the KV cache may hold; 0: as many as fit into the free memory")
+    sampler: Literal["auto", "fast", "generate"] = flag("auto", "fast, generate, or auto: fast where it fits the model")
     merge_adapter: bool = flag(True, "sample from copies of the weights with the adapter merged in (never in 4 bits)")
     cuda_graphs: bool = flag(False, "on a GPU, sample by replaying captured steps")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored")
@@ -313,8 +314,18 @@ def load_policy(config: EvalConfig):
     model, tokenizer = load_model(name, config.dtype, device, config.gguf_file, config.load_in_4bit)
     if adapter is not None:
         model = add_adapter(model, folder=adapter)
-    sampling = (config.temperature, config.max_reply_tokens, config.kv_tokens, config.merge_adapter, config.cuda_graphs)
-    return Policy(model, tokenizer, *sampling)
+    policy = Policy(
+        model,
+        tokenizer,
+        temperature=config.temperature,
+        max_reply_tokens=config.max_reply_tokens,
+        kv_tokens=config.kv_tokens,
+        merge=config.merge_adapter,
+        cuda_graphs=config.cuda_graphs,
+        sampler=config.sampler,
+    )
+    print(policy.why)
+    return policy
 
 
 def merge(config: EvalConfig) -> None:
@@ -323,7 +334,7 @@ def merge(config: EvalConfig) -> None:
         raise BadInput(f"merge_to={config.merge_to!r}: must not exist yet, and --policy must be a run folder")
     whole = replace(config, load_in_4bit=False)  # what was trained on 4-bit weights is merged into the original ones
     policy = load_policy(whole)
-    policy.model.merge_and_unload().save_pretrained(config.merge_to)
+    merged_model(policy.model).save_pretrained(config.merge_to)
     policy.chat.tokenizer.save_pretrained(config.merge_to)
     print(f"written: {config.merge_to}")
 

@@ -31,14 +31,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3
 
 from batches import micro_batches, pad_batch
 from chat import ChatFormat
+from engine.policy import Policy
 from environments.frozenlake import MOVES
 from environments.frozenlake_players import ACTIONS, Planner
 from environments.player import Player
 from envs import BadInput, first_line, make_pack
 from eval import command_line, flag, parse_flags, summarise
 from journal import phase
-from models import Lora, add_adapter, checkpoint_activations, load_model
-from policy import Policy
+from models import Lora, add_adapter, checkpoint_activations, load_model, merged_model
 from rollout import Episode, Reply, Rollout, play, run
 
 PLANNERS = {  # settings of the players that can be imitated
@@ -352,7 +352,7 @@ def main() -> None:
         with phase("imitation", remedy, policy.device, {}):
             imitate(policy, batches, config.steps, lr, name, budget, partial=partial)
         if config.lora_rank:
-            model = model.merge_and_unload()
+            model = merged_model(model)
     model.save_pretrained(config.output)
     policy.chat.tokenizer.save_pretrained(config.output)
     partial.path.unlink(missing_ok=True)

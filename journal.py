@@ -18,11 +18,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load
 
+from engine.policy import Policy
 from environments.player import Player
 from envs import BadInput, first_line
 from eval import World, draw, evaluate, gap_closed, reference_players, table
 from models import read_adapter
-from policy import Policy
 from rollout import Rollout
 
 if TYPE_CHECKING:

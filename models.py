@@ -2,11 +2,13 @@
 
 import logging
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from envs import BadInput, first_line
 
@@ -61,6 +63,7 @@ def load_model(
     if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
         loaded.hf_quantizer, loaded.is_quantized = None, False
         del loaded.config.quantization_config
+    without_dropout(loaded)
     for module in loaded.modules():
         # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,
         # and from then on no gradient would pass through them
@@ -82,29 +85,177 @@ def is_large(model) -> bool:
 def checkpoint_activations(model, setting: str) -> None:
     """Have activations computed again in the backward pass, if `setting` is on, or auto and the model is large."""
     if setting == "on" or setting == "auto" and is_large(model):
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        if not model.supports_gradient_checkpointing:
+            print(f"{type(model).__name__} cannot compute activations again: training goes on without (more memory)")
+            return
+        name = "activation_checkpointing_enable"  # transformers before 5.18 knows the older name only
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
+def without_dropout(model) -> None:
+    """Switch off what a base model does at random in training: sampling does without, and the two have to agree."""
+
+    def quiet(owner) -> None:
+        for name, value in vars(owner).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(owner, name, 0.0)
+
+    for module in model.modules():
+        quiet(module)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    quiet(model.config)  # some layers look there
+    quiet(model.config.get_text_config())
+
+
+def text_decoder(model):
+    """The part that turns tokens into hidden states, without a vision or audio tower, and without the output head."""
+    decoder = model.get_decoder()
+    return model.model if decoder is model and hasattr(model, "model") else decoder
+
+
+# ---------------------------------------------------------------------------------------------------------
+# LoRA
+
+
+def adaptable(model) -> dict[str, torch.nn.Module]:
+    """The linear layers of the text decoder by name, as "all-linear" means them: neither the output head nor the layers
+    of a vision or audio tower, nor those that are used in other ways than by calling them (which an adapter would not
+    take part in): routers that return several things, and the projection out of a Mamba layer."""
+    decoder, found = text_decoder(model), {}
+    inside = set(decoder.modules())
+    for name, module in model.named_modules():
+        linear = isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
+        if linear and module in inside and not type(module).__module__.startswith("transformers.models."):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if not (name.endswith(".out_proj") and hasattr(parent, "A_log") and hasattr(parent, "D")):
+                found[name] = module
+    return found
+
+
+def target_modules(model, targets: str) -> str | list[str]:
+    """What peft is to adapt. Raises BadInput for names that match nothing."""
+    linear = adaptable(model)
+    everything = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    head = next((n for n, m in model.named_modules() if m is model.get_output_embeddings()), "")
+    if targets == "all-linear":
+        # said in these words where that is all, peft finds the experts that newer transformers fuse, too
+        return targets if linear.keys() == everything - {head} else sorted(linear)
+    names = [name.strip() for name in targets.split(",") if name.strip()]
+    matches = {name: [n for n, _ in model.named_modules() if f".{n}".endswith(f".{name}")] for name in names}
+    decoder = set(text_decoder(model).modules())
+    inside = {n for n, m in model.named_modules() if m in decoder} | {head}
+    for name in names:
+        if not inside & set(matches[name]):
+            choice = ", ".join(sorted({n.rpartition(".")[2] for n in [*linear, head]} - {""}))
+            raise BadInput(f"lora_targets={targets!r}: {name!r} matches no layer of the text decoder; it has {choice}")
+    if not names:
+        raise BadInput(f"lora_targets={targets!r}: names no layer; all-linear, or names separated by commas")
+    matched = {n for found in matches.values() for n in found}
+    return names if matched <= inside else sorted(matched & inside)
 
 
 def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftModel:
     """The model with a trainable adapter: a fresh one from the global random state, or the one saved in `folder`."""
-    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    targets = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
     with warnings.catch_warnings():  # about a property that peft reads and transformers renames
         warnings.simplefilter("ignore", FutureWarning)
         if folder is not None:
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+            config = LoraConfig.from_pretrained(folder)
+            config.inference_mode = False
+            adapted = get_peft_model(model, config)
+            read_adapter(adapted, folder)
         else:
+            options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+            targets = target_modules(model, lora.targets)
             try:
                 adapted = get_peft_model(model, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **options))
             except ValueError as error:
                 raise BadInput(f"lora_targets={lora.targets!r}: {first_line(error)}") from error
     for module in adapted.modules():
-        # inputs are not to be cast to the adapter's float32; `Policy.precision` casts its weights instead
+        # inputs are not to be cast to the adapter's float32; `Weights.precision` casts its weights instead
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
     return adapted
 
 
 def read_adapter(model: PeftModel, folder: Path) -> None:
-    """Give the model's adapter the weights saved in `folder`."""
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    """Give the model's adapter the weights saved in `folder`. Raises BadInput if they are not those of this model."""
+    try:
+        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    except RuntimeError as error:  # other shapes
+        raise BadInput(f"{folder}: this adapter does not fit the model ({first_line(error)})") from error
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    odd = missing + result.unexpected_keys
+    if odd:
+        raise BadInput(
+            f"{folder}: this adapter does not fit the model: {len(missing)} of its weights are missing, "
+            f"{len(result.unexpected_keys)} belong nowhere ({odd[0]} for one)"
+        )
+
+
+def adapted_weights(model) -> list[tuple[LoraLayer, torch.nn.Module, str]]:
+    """Every adapted matrix: the layer of peft, the module that holds the matrix, and its name there."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return [(layer, layer.get_base_layer(), getattr(layer, "parameter_name", "weight")) for layer in layers]
+
+
+def tied_weights(model) -> set[int]:
+    """ids of the parameters that several modules share, as embedding and output head often do."""
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {key for key, count in counts.items() if count > 1}
+
+
+@torch.no_grad()
+def merge_adapter(adapted: list[tuple[LoraLayer, torch.nn.Module, str]]) -> None:
+    """Merge an adapter into copies of its matrices, made from the frozen ones.
+
+    They are rounded up or down at random: an adapter that has learnt little changes a weight by less than half the
+    distance between two bfloat16 numbers, and would vanish if all were rounded to the nearest.
+    """
+    for number, (layer, module, name) in enumerate(adapted):
+        [adapter] = layer.active_adapters
+        parameter = getattr(module, name)
+        dtype = parameter.dtype
+        parameter.data = parameter.data.float()  # fused experts get their difference in the precision of the matrix
+        merged = parameter.data + layer.get_delta_weight(adapter)  # [out, in], in single precision
+        if not merged.isfinite().all():
+            raise BadInput("the adapter cannot be merged: it is not finite")
+        parameter.data = dithered(merged, dtype, number)
+        layer.merged_adapters.append(adapter)
+
+
+def merged_model(model: PeftModel):
+    """The model without peft, its adapter merged in for good."""
+    tied = tied_weights(model)
+    for _, module, name in adapted_weights(model):
+        if id(getattr(module, name)) in tied:  # what the other layer does must stay as it was
+            setattr(module, name, torch.nn.Parameter(getattr(module, name).data.clone()))
+            for config in (model.config, model.config.get_text_config()):
+                config.tie_word_embeddings = False
+    merge_adapter(adapted_weights(model))
+    return model.unload()
+
+
+def dithered(values: torch.Tensor, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Single-precision values in `dtype`; to bfloat16 each is rounded up with a probability of how far it is on its way
+    up, so that in the mean nothing is lost. What bfloat16 can hold stays as it is. The same seed, the same rounding."""
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
+    generator = torch.Generator(values.device).manual_seed(seed)
+    bits = torch.randint(1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    bits.add_(values.view(torch.int32)).bitwise_and_(-1 << 16)  # bfloat16 is the upper half of single precision
+    return bits.view(torch.float32).to(dtype)
+
+
+def describe_adapter(model: PeftModel) -> str:
+    """What is adapted and which other matrices of the text decoder stay frozen, by their names."""
+    adapted = {id(getattr(module, name)) for _, module, name in adapted_weights(model)}
+    embedding = model.get_base_model().get_input_embeddings().weight
+    named: dict[bool, Counter] = {True: Counter(), False: Counter()}
+    for name, parameter in text_decoder(model.get_base_model()).named_parameters():
+        if parameter.dim() > 1 and "lora_" not in name and parameter is not embedding:
+            path = [part for part in name.split(".") if part not in ("base_layer", "weight")]
+            named[id(parameter) in adapted][path[-1]] += 1
+    words = {k: " ".join(f"{name} x{n}" for name, n in counter.items()) or "nothing" for k, counter in named.items()}
+    return f"adapter on {words[True]}; frozen: {words[False]}"

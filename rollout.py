@@ -62,6 +62,10 @@ class Episode:
         self.mask += [logps is not None] * len(ids)
         self.logps += [0.0] * len(ids) if logps is None else logps
 
+    def cut(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        del self.ids[length:], self.mask[length:], self.logps[length:]
+
     @property
     def n_sampled(self) -> int:
         """Number of tokens that the policy sampled."""

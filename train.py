@@ -36,12 +36,12 @@ from tqdm import tqdm
 from batches import micro_batches, pad_batch
 from check import full_check, short_check
 from context import update_messages
+from engine.policy import Policy
 from envs import BadInput, Pack, make_pack
 from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run, reference_players
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from journal import TRAIN_SEEDS, Journal, Stop, as_text, load_checkpoint, open_run, phase, save_checkpoint, write_text
-from models import Lora, add_adapter, checkpoint_activations, is_large, load_model
-from policy import Policy
+from models import Lora, add_adapter, checkpoint_activations, describe_adapter, is_large, load_model
 from rollout import BAR_DELAY, Episode, Penalties, Rollout, play, run
 
 try:
@@ -82,6 +82,9 @@ class Config:
     max_reply_tokens: int = flag(256, "cap on the length of one reply")
     rollouts_at_once: int = flag(256, "rollouts under way at the same time (memory and speed only)")
     kv_tokens: int = flag(0, "tokens that the KV cache may hold; 0: as many as fit into the free memory")
+    sampler: Literal["auto", "fast", "generate"] = flag(
+        "auto", "fast: a KV cache of its own; generate: transformers' generate, for any model; auto: fast where it fits"
+    )
     merge_adapter: bool = flag(True, "sample from copies of the weights with the adapter merged in (never in 4 bits)")
     cuda_graphs: bool = flag(False, "on a GPU, sample by replaying captured steps")
     # rewards
@@ -178,7 +181,7 @@ class Config:
 
 # What may change when a run goes on; all else would make it another run.
 MAY_CHANGE = (
-    "steps lr grad_clip rollouts_at_once kv_tokens merge_adapter cuda_graphs tokens_per_microbatch "
+    "steps lr grad_clip rollouts_at_once kv_tokens sampler merge_adapter cuda_graphs tokens_per_microbatch "
     "gradient_checkpointing compile eval_every eval_packs sample_every checkpoint_every"
 ).split()
 
@@ -244,7 +247,7 @@ def optimise(
     largest, norms, skipped = 0.0, [], 0
     policy.model.train()
     for part in range(config.updates_per_batch):
-        minibatch = episodes[part :: config.updates_per_batch]
+        minibatch = [episode for episode in episodes[part :: config.updates_per_batch] if episode.n_sampled]
         n_tokens = torch.tensor(sum(episode.n_sampled for episode in minibatch), device=accelerator.device)
         n_tokens = max(1, accelerator.reduce(n_tokens, "sum").item())
         if config.kl_coef == 0:
@@ -293,9 +296,10 @@ def divergence(policy: Policy, episodes: list[Episode], config: Config, accelera
     """k2 divergence per sampled token of the policy that sampled from the model without its adapter, estimated on
     every eighth episode: an eighth of the cost of a reference pass."""
     policy.model.eval()
+    sampled = [episode for episode in episodes if episode.n_sampled]
     total = torch.zeros(2, device=accelerator.device)  # sum of 0.5 * (logp - ref_logp)^2, number of tokens
     with policy.model.disable_adapter():
-        for batch, shared in micro_batches(episodes[::8], config.tokens_per_microbatch, policy.shares_up_to):
+        for batch, shared in micro_batches(sampled[::8], config.tokens_per_microbatch, policy.shares_up_to):
             ids, mask, logp = pad_batch(batch, accelerator.device)  # [B, T] each
             ref_logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]
             total += torch.stack([0.5 * (logp - ref_logp)[mask].square().sum(), mask.sum()])
@@ -411,8 +415,16 @@ def build(config: Config, accelerator: Accelerator):
     lr = config.lr or (2e-5 if is_large(model) else 5e-3)
     checkpoint_activations(model, config.gradient_checkpointing)
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
-    sampling = (config.temperature, config.max_reply_tokens, config.kv_tokens, config.merge_adapter, config.cuda_graphs)
-    policy = Policy(model, tokenizer, *sampling)
+    policy = Policy(
+        model,
+        tokenizer,
+        temperature=config.temperature,
+        max_reply_tokens=config.max_reply_tokens,
+        kv_tokens=config.kv_tokens,
+        merge=config.merge_adapter,
+        cuda_graphs=config.cuda_graphs,
+        sampler=config.sampler,
+    )
     check_window(policy, config)
     if config.compile:
         policy.compile()
@@ -424,6 +436,8 @@ def build(config: Config, accelerator: Accelerator):
         optimizer = kinds[config.optimizer](parameters, lr=lr, weight_decay=config.weight_decay)
     size = sum(parameter.numel() for parameter in parameters)
     accelerator.print(f"model {config.model}, {size:,} trained parameters, on {accelerator.device}, lr {lr:g}")
+    accelerator.print(describe_adapter(model))
+    accelerator.print(policy.why)
     return policy, accelerator.prepare(optimizer)
 
 

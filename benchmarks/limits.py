@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from shared import Settings, wait_for
 
+from engine.policy import Policy
 from eval import command_line, flag, parse_flags
 from models import checkpoint_activations, n_weights
-from policy import Policy
 from rollout import Episode
 
 
@@ -69,13 +69,17 @@ def decoding(policy: Policy, settings: LimitSettings) -> None:
     policy.model.eval()  # in training, checkpointed layers would not use the cache
     with torch.no_grad(), policy.sampling():
         conversations = [Episode("solve", 0, [], "", noise=str(row)) for row in range(rows)]
-        policy.chat.open_turn, policy.chat.stop_ids = lambda episode: episode.add([1]), set()
+        policy.chat.open_turn = lambda episode: episode.add([1])
         policy.max_reply_tokens = length + 64 * (settings.repeats + 2)
-        policy._open(conversations)
-        policy.cached = [length] * rows  # what is read there is nothing, but takes as long
+        for episode in conversations:
+            policy.chat.open_turn(episode)
+        policy.sampler._open([Draft(episode, 1 << 20, set(), random.Random(0)) for episode in conversations])
+        policy.sampler.cached = [length] * rows  # what is read there is nothing, but takes as long
         tokens = 16
-        seconds = best_time(lambda: [policy._decode() for _ in range(tokens // policy.block)], policy, settings.repeats)
-        stored = policy._bytes_per_token() * rows * length
+        seconds = best_time(
+            lambda: [policy.sampler._decode() for _ in range(tokens // policy.sampler.block)], policy, settings.repeats
+        )
+        stored = policy.sampler.bytes_per_token() * rows * length
     step, read = seconds / tokens, sum(weight.nbytes for weight in linear_weights(policy)) + stored
     rate = bandwidth(policy, settings.repeats)
     print(

@@ -35,9 +35,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
+from engine.policy import Policy
 from envs import BadInput
 from eval import command_line, flag, parse_flags
-from policy import Policy
 from rollout import Episode
 from train import bitsandbytes
 
@@ -78,12 +78,12 @@ def rollout_phase(policy: Policy, optimizer, config: Settings, accelerator: Acce
     episodes = [Episode("solve", 0, [], "", noise=str(k)) for k in range(config.rollouts_at_once)]
     prompts = {episode: [total // 2, total - total // 2 - 64 - 3 * reply, 64] for episode in episodes}
     room = {episode: reply if k % 4 else reply - 1 for k, episode in enumerate(episodes)}
-    policy.kv_tokens = config.kv_tokens or total * len(episodes)
+    policy.sampler.kv_tokens = config.kv_tokens or total * len(episodes)
     policy.chat.open_turn = lambda episode: episode.add([int(episode.noise)] * prompts[episode].pop(0))  # none alike
     policy.chat.text, policy.chat.stop_ids, policy.room = lambda ids: "", set(), room.get
     with policy.sampling():
         asking = episodes
-        while asking or policy.drafts or policy.waiting:
+        while asking or policy.sampler.drafts or policy.sampler.waiting:
             asking = [episode for episode, _ in policy.reply(asking) if prompts[episode]]
 
 

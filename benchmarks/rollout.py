@@ -17,10 +17,10 @@ import torch
 from shared import Settings, wait_for
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from engine.policy import Policy
 from environments.frozenlake_players import Planner
 from envs import BadInput
 from eval import command_line, flag, parse_flags
-from policy import Policy
 from rollout import Episode, Reply, play, run
 
 
@@ -135,10 +135,10 @@ def main() -> None:
     if settings.continuous:
         ways["continuous batching"] = Continuous
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    mergeable = policy.adapted
+    mergeable = policy.merged
     for _ in range(settings.repeats):
         for name, kind in ways.items():
-            policy.adapted = [] if name == "ours, not merged" else mergeable
+            policy.merged = [] if name == "ours, not merged" else mergeable
             with policy.sampling() if name != "naive" else contextlib.nullcontext():
                 player = kind(policy)
                 started = time.perf_counter()

@@ -11,10 +11,10 @@ from transformers.models.qwen3 import modeling_qwen3
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from engine.policy import Policy  # noqa: E402
 from envs import Pack, make_pack  # noqa: E402
 from eval import flag  # noqa: E402
 from models import HERE, Lora, add_adapter, load_model  # noqa: E402
-from policy import Policy  # noqa: E402
 from train import bitsandbytes  # noqa: E402
 
 COLUMNS = "hidden_size num_hidden_layers intermediate_size num_attention_heads tie_word_embeddings".split()

@@ -20,10 +20,10 @@ import torch
 from shared import Settings, wait_for
 
 from batches import batches_by_length, micro_batches, pad_batch
+from engine.policy import Policy
 from environments.frozenlake_players import Planner
 from eval import command_line, parse_flags
 from imitate import PLANNERS, Teacher
-from policy import Policy
 from rollout import Episode, play, run
 
 
@@ -70,7 +70,7 @@ def packed(policy: Policy, episodes: list[Episode], budget: int) -> Iterator[tor
             hidden = policy.decoder(**{key: value.to(policy.device) for key, value in inputs.items()}, use_cache=False)
         at = mask[0].nonzero()[:, 0]  # [sampled]
         targets = ids[0, at].to(policy.device)  # [sampled]
-        yield policy._head_logprobs(hidden.last_hidden_state[0, at - 1], targets)[0].sum()
+        yield policy.head_logprobs(hidden.last_hidden_state[0, at - 1], targets)[0].sum()
 
 
 def gradient(policy: Policy, likelihoods: Iterator[torch.Tensor]) -> tuple[torch.Tensor, float]:

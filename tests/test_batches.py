@@ -20,11 +20,11 @@ from transformers import (
 
 import batches as batching
 from batches import batches_by_length, families, micro_batches, pad_batch
+from engine.policy import Policy
 from envs import make_pack
 from eval import reference_players
 from imitate import Teacher
 from models import Lora, add_adapter
-from policy import Policy
 from rollout import Episode, play, run
 
 

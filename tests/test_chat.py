@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import imitate
 from batches import pad_batch
 from chat import ChatFormat
+from engine.policy import Policy
 from environments.frozenlake_players import Planner
 from envs import BadInput, make_pack
-from policy import Policy
 from rollout import Episode, Reply, play, run
 
 PLAIN = imitate.TEMPLATE

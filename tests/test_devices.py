@@ -5,6 +5,7 @@ would be waited for is counted, and what is asked of a value is answered with 1.
 """
 
 import contextlib
+import random
 import sys
 from unittest import mock
 
@@ -20,7 +21,8 @@ sys.path.insert(0, str(REPO / "benchmarks"))
 import shared  # noqa: E402
 
 import train  # noqa: E402
-from policy import Policy  # noqa: E402
+from engine.draft import Draft  # noqa: E402
+from engine.policy import Policy  # noqa: E402
 
 aten = torch.ops.aten
 MAY_CROSS = (aten.copy_.default, aten._to_copy.default)
@@ -86,7 +88,7 @@ def test_a_training_step_stays_on_the_device_of_the_model(changes, on_no_device)
     config = train.Config(pack_size=2, packs_per_step=4, group_size=2, max_reply_tokens=6, **changes)
     with TwoDevices():
         policy, optimizer, accelerator = on_no_device(config)
-        policy.block = 4  # as on a GPU
+        policy.sampler.block = 4  # as on a GPU
         policy.chat.text = lambda ids: "<answer>Direction 1</answer>"  # so that tasks have several turns
         _, groups = train.training_step(policy, optimizer, config, accelerator, 0)
     assert policy.device.type == "meta"
@@ -96,12 +98,15 @@ def test_a_training_step_stays_on_the_device_of_the_model(changes, on_no_device)
 def test_sampling_waits_once_for_a_block_of_tokens_and_their_log_probabilities(on_no_device):
     with TwoDevices() as devices, torch.no_grad():
         policy, _, _ = on_no_device(train.Config())
-        policy.block = 4  # as on a GPU
+        policy.sampler.block = 4  # as on a GPU
         with policy.sampling():
-            policy._open(new_conversations("one", "another", "a third"))
+            conversations = new_conversations("one", "another", "a third")
+            for episode in conversations:
+                policy.chat.open_turn(episode)
+            policy.sampler._open([Draft(episode, 9, set(), random.Random(0)) for episode in conversations])
             before = devices.waits
-            policy._decode()
-            assert devices.waits == before + 2 and [len(draft.ids) for draft in policy.drafts] == [5, 5, 5]
+            policy.sampler._decode()
+            assert devices.waits == before + 2 and [len(draft.ids) for draft in policy.sampler.drafts] == [5, 5, 5]
 
 
 def test_mixing_devices_is_found():

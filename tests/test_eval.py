@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import eval as script
+from engine.policy import Policy
 from environments.frozenlake_players import LakeLearner, LakeRandom
 from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
 from models import Lora, add_adapter, load_model
 from players import PLAYERS
-from policy import Policy
 from rollout import Episode, Penalties, Reply, Rollout, play, run
 
 ROOT = Path(__file__).parents[1]

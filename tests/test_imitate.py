@@ -15,6 +15,7 @@ import imitate as script
 from batches import pad_batch
 from chat import ChatFormat
 from context import NO_HINTS_YET
+from engine.policy import Policy
 from environments.frozenlake import MOVES
 from environments.frozenlake_players import LakeLearner, LakeRandom, Planner
 from envs import BadInput, make_pack
@@ -32,7 +33,6 @@ from imitate import (
     sample_packs,
 )
 from models import add_adapter, load_model
-from policy import Policy
 from rollout import play, run
 
 ROOT = Path(__file__).parents[1]

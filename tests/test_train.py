@@ -37,10 +37,10 @@ import journal
 import train
 from batches import pad_batch
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
+from engine.policy import Policy
 from environments.frozenlake_players import LakeRandom
 from envs import ENVS, BadInput, make_pack
 from models import Lora, add_adapter, load_model
-from policy import Policy
 from rollout import play, run
 from train import Config, assign_advantages, collect, learning_rate_factor, optimise
 

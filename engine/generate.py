@@ -1,0 +1,82 @@
+"""The sampler to read: transformers' own `generate`, on the exact ids of the conversations.
+
+Every reply begins with reading its whole conversation again, and a batch waits for its longest reply. In return it
+works for whatever transformers can generate with: recurrent states, convolutions, windows, chunks.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
+
+from batches import batches_by_length
+from engine.draft import Draft
+from engine.weights import Weights
+
+
+class Draw(LogitsProcessor):
+    """Draws the next token of every draft and leaves `generate` no other choice. It must be the only processor: any
+    other would change the distribution that the log-probabilities are kept of."""
+
+    def __init__(self, weights: Weights, drafts: list[Draft]):
+        self.weights, self.drafts = weights, drafts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids [B, T], scores [B, V] -> scores that are -inf but for the token that was drawn."""
+        uniform = [[draft.rng.random()] for draft in self.drafts]  # [B][1]
+        tokens, logps = self.weights.draw(scores, torch.tensor(uniform, dtype=torch.float64).to(scores.device))
+        for draft, [token], [logp] in zip(self.drafts, tokens.tolist(), logps.tolist(), strict=True):
+            draft.add(token, logp)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
+
+    def complete(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Which replies have ended, [B]."""
+        return torch.tensor([draft.complete for draft in self.drafts], device=input_ids.device)
+
+
+class Generate:
+    """`sample` completes all drafts that it is given, in batches of at most `tokens` tokens, padding included.
+
+    With `padding` False only conversations of the same length share a batch, for models that padding on the left
+    disturbs.
+    """
+
+    name = "generate"
+
+    def __init__(self, weights: Weights, tokens: int, padding: bool = True):
+        self.weights, self.tokens, self.padding = weights, tokens, padding
+
+    def fresh(self) -> None:
+        """Nothing is kept from call to call."""
+
+    def sample(self, drafts: list[Draft]) -> list[Draft]:
+        for batch in self._batches(drafts):
+            self._generate(batch)
+        return drafts
+
+    def _batches(self, drafts: list[Draft]) -> Iterator[list[Draft]]:
+        groups: dict[int, list[Draft]] = {}
+        for draft in drafts:
+            groups.setdefault(0 if self.padding else len(draft.episode.ids), []).append(draft)
+        for group in groups.values():
+            yield from batches_by_length({draft: draft.most for draft in group}, self.tokens)
+
+    def _generate(self, drafts: list[Draft]) -> None:
+        longest = max(len(draft.episode.ids) for draft in drafts)
+        ids = torch.tensor([[0] * (longest - len(draft.episode.ids)) + draft.episode.ids for draft in drafts])  # [B, T]
+        mask = torch.tensor([[k >= longest - len(draft.episode.ids) for k in range(longest)] for draft in drafts])
+        draw = Draw(self.weights, drafts)
+        config = GenerationConfig(
+            do_sample=False, max_new_tokens=max(draft.room for draft in drafts), use_cache=True, pad_token_id=0
+        )
+        model, device = self.weights.base, self.weights.device
+        own, model.generation_config = model.generation_config, config  # else it fills in what is not set here
+        try:
+            with self.weights.precision():
+                model.generate(
+                    ids.to(device), attention_mask=mask.long().to(device), generation_config=config,
+                    logits_processor=[draw], stopping_criteria=[draw.complete],
+                )  # fmt: skip
+        finally:
+            model.generation_config = own

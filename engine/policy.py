@@ -1,0 +1,104 @@
+"""The language-model policy: it answers conversations by sampling, and gives log-probabilities for training."""
+
+import contextlib
+import random
+
+import psutil
+import torch
+
+from chat import ChatFormat
+from engine.draft import Draft
+from engine.probe import choose, conversation_limit
+from engine.weights import Weights
+from rollout import Episode, Reply
+
+OUTGROWN = Reply("", truncated=True, outgrown=True)
+
+
+class Policy(Weights):
+    """A Hugging Face causal language model that answers conversations by sampling.
+
+    Temperature applies to the log-probabilities too; no top-k, no top-p. The weights must not change while it samples:
+    a phase of sampling is a `with policy.sampling():` block. What is sampled follows from the weights, the conversation
+    and its `noise`, whatever other conversations are in the batch (but for rounding).
+
+    `sampler` is "fast", "generate" or "auto", which takes the fast one where it serves; `why` says which it is and why.
+    The sampler works on at most `kv_tokens` tokens at a time (rows times the longest of them, 0: as many as fit into
+    60 % of the memory that is free now), unless one conversation alone is longer.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        temperature: float = 1.0,
+        max_reply_tokens: int = 256,
+        kv_tokens: int = 0,
+        merge: bool = True,
+        cuda_graphs: bool = False,
+        sampler: str = "auto",
+    ):
+        super().__init__(model, temperature, merge)
+        self.chat = ChatFormat(tokenizer)
+        eos = self.base.generation_config.eos_token_id  # some models have further stop tokens there
+        self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
+        self.max_reply_tokens = max_reply_tokens
+        self.max_length = conversation_limit(self.text_config)
+        copies = sum(getattr(module, name).nbytes for _, module, name in self.merged)
+        memory = 0.6 * (free_memory(self.device) - copies)
+        text = self.chat.encode(self.chat.TEXT)
+        self.sampler, self.shares_up_to, why = choose(
+            self, sampler, text, self.max_length, kv_tokens, memory, cuda_graphs
+        )
+        beside = f"; the adapter is not merged: {self.not_merged}" if self.not_merged else ""
+        self.why = f"sampler {self.sampler.name}: {why}{beside}"
+
+    @property
+    def sampler_name(self) -> str:
+        return self.sampler.name
+
+    @contextlib.contextmanager
+    def sampling(self):
+        """A phase of sampling with the weights of now, the adapter merged: nothing kept by the sampler from before, no
+        memory taken by it afterwards."""
+        self.sampler.fresh()
+        try:
+            with self.merged_adapter():
+                yield
+        finally:
+            self.sampler.fresh()
+
+    @torch.no_grad()
+    def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
+        """Go on sampling, these conversations included; those whose replies are complete, one at least.
+
+        Complete replies are appended to their episodes (ids, mask, log-probabilities). A conversation that has no room
+        for a reply in the model's window stays as it is.
+        """
+        self.model.eval()
+        drafts, outgrown = [], []
+        for episode in episodes:
+            length = len(episode.ids)
+            self.chat.open_turn(episode)
+            room = self.room(episode)
+            if room > 0:
+                rng = random.Random(f"{episode.noise}/{len(episode.ids)}")
+                drafts.append(Draft(episode, room, self.chat.stop_ids, rng))
+            else:
+                episode.cut(length)
+                outgrown.append(episode)
+        complete = self.sampler.sample(drafts)
+        return [(draft.episode, self._close(draft)) for draft in complete] + [(e, OUTGROWN) for e in outgrown]
+
+    def room(self, episode: Episode) -> int:
+        """Tokens that its next reply may have at most."""
+        return min(self.max_reply_tokens, self.max_length - len(episode.ids))
+
+    def _close(self, draft: Draft) -> Reply:
+        draft.episode.add(draft.ids, draft.logps)
+        return Reply(self.chat.text(draft.ids), len(draft.ids), truncated=draft.ids[-1] not in draft.stops)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that are free on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

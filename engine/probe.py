@@ -1,0 +1,154 @@
+"""Which sampler serves a model: each is made to sample, and the trainer has to find the same log-probabilities.
+
+Conversations of made-up text are sampled in two turns, of every length at which the model may change its ways: where a
+window, a chunk or a choice of keys begins to matter is read from its configuration.
+"""
+
+import itertools
+import random
+import re
+
+import torch
+
+from batches import ATTENTION, pad_batch
+from engine.draft import Draft
+from engine.fast import Fast, refusal
+from engine.generate import Generate
+from engine.weights import Weights
+from envs import BadInput
+from rollout import Episode
+
+LONGEST = 1 << 13  # up to this length, lengths at which behaviour changes are probed
+LENGTH_NAMES = re.compile("window|chunk|block_size|block_len|topk|compress|stride")
+WINDOWS = "max_position_embeddings max_seq_len n_positions".split()  # names of the longest a model reads
+UNBOUNDED = 1 << 30
+
+
+def rope_settings(config) -> list[dict]:
+    """The settings of rotary embeddings: of all layers, or of each kind of layer."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in found.values() if isinstance(value, dict)]
+    return nested or [found]
+
+
+def changes(config) -> list[int]:
+    """Lengths of conversations at which the model may change its ways, in rising order."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    named = {name: value for name, value in vars(config).items() if LENGTH_NAMES.search(name) and "layers" not in name}
+    if "sliding_attention" not in kinds:
+        named.pop("sliding_window", None)
+    return sorted({value for value in named.values() if isinstance(value, int) and value > 8})
+
+
+def conversation_limit(config) -> int:
+    """Tokens of the longest conversation: what the model reads, what is probed, and where its rotary embeddings would
+    follow from the longest row of a batch (longrope), so that a conversation would depend on its neighbours."""
+    limits = [value for name in WINDOWS if (value := getattr(config, name, None))]
+    limits += [length for length in changes(config) if length > LONGEST]
+    for rope in rope_settings(config):
+        if rope.get("rope_type") == "longrope":
+            switch = rope.get("original_max_position_embeddings")
+            limits.append(switch or getattr(config, "original_max_position_embeddings", config.max_position_embeddings))
+    return min(limits, default=UNBOUNDED)
+
+
+def choose(
+    weights: Weights, wish: str, text: tuple[int, ...], limit: int, kv_tokens: int, memory: float, cuda_graphs: bool
+) -> tuple[Fast | Generate, int, str]:
+    """(the sampler, up to which length common beginnings are read once in training, why).
+
+    `text`: any token ids; `limit`: of conversations; `memory`: bytes for the sampler where `kv_tokens` is 0.
+    """
+    kind, tolerance = weights.base.config.model_type, 1e-3 if weights.dtype == torch.float32 else 0.1
+    lengths = [5, 8] + [
+        n for length in changes(weights.text_config) if length < limit for n in (length - 2, length + 5)
+    ]
+    lengths = [n for n in lengths if n + 12 <= limit]
+    weights.model.eval()
+    check_decoder(weights, text)
+    refused = refusal(weights)
+    shares_up_to, unshared = (0, refused) if refused else shared_length(weights, text, limit)
+    note = f"; common beginnings are read in every row: {unshared}" if unshared and not refused else ""
+    if wish != "generate":
+        if not refused:
+            fast = Fast(weights, UNBOUNDED**2)
+            gap = largest_gap(weights, fast, text, lengths)
+            size = fast.bytes_per_token()
+            if gap < tolerance:
+                why = f"it gives the trainer's log-probabilities (within {gap:.0e} up to {max(lengths) + 12} tokens)"
+                return Fast(weights, kv_tokens or max(1, int(memory / size)), cuda_graphs), shares_up_to, why + note
+            refused = f"its log-probabilities differ from the trainer's by {gap:.1e}"
+        if wish == "fast":
+            raise BadInput(f"sampler='fast': does not fit {kind}: {refused}; try --sampler generate")
+    tokens = kv_tokens or max(1, int(memory / generate_bytes(weights)))
+    for padding in (True, False):
+        sampler = Generate(weights, tokens, padding)
+        gap = largest_gap(weights, sampler, text, lengths)
+        if gap < tolerance:
+            why = "asked for" if wish == "generate" else refused
+            alike = "" if padding else "; padding on the left disturbs it, so rows of one length make a batch"
+            return sampler, shares_up_to, why + alike + note
+    raise BadInput(f"{kind}: sampling and training differ by {gap:.1e} nats a token, and no sampler fits")
+
+
+@torch.no_grad()
+def check_decoder(weights: Weights, text: tuple[int, ...]) -> None:
+    """Raise BadInput unless the text decoder and the output head give the model's own predictions; sees whether the
+    head alone does."""
+    ids = torch.tensor([list(itertools.islice(itertools.cycle(text), 12))], device=weights.device)  # [1, 12]
+    with weights.precision():
+        want = weights.base(input_ids=ids, use_cache=False).logits[0].float()  # [12, V]
+    hidden = weights.hidden_states(ids)[0]  # [12, d]
+    found = weights.logits(hidden)  # [12, V]
+    kind = weights.base.config.model_type
+    if not want.isfinite().all():
+        raise BadInput(f"{kind}: its weights give predictions that are not finite")
+    tolerance = 1e-3 if weights.dtype == torch.float32 else 0.1
+    if not (found - want).abs().mean() < tolerance * want.std():
+        raise BadInput(f"{kind}: its predictions are not those of its text decoder")
+    weights.plain_head = bool((weights.head(hidden).float() == found).all())
+
+
+@torch.no_grad()
+def shared_length(weights: Weights, text: tuple[int, ...], limit: int) -> tuple[int, str]:
+    """(sequences up to this length can have a common beginning that goes through the model once, why not if 0)."""
+    if weights.text_config._attn_implementation != ATTENTION:
+        return 0, f"attention is {weights.text_config._attn_implementation!r}"
+    ids = torch.tensor([text[k : k + 1] * 12 for k in range(2)], device=weights.device)  # [2, 12]
+    ids[:, :5] = ids[0, 0]
+    apart, together = weights.hidden_states(ids)[:, 5:], weights.hidden_states(ids, 5)  # [2, 7, d] each
+    tolerance = 1e-3 if apart.dtype == torch.float32 else 0.1
+    if not (together - apart).abs().mean() < tolerance * apart.std():
+        return 0, "that would change its predictions"
+    return min([limit, *changes(weights.text_config)]), ""
+
+
+@torch.no_grad()
+def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...], lengths: list[int]) -> float:
+    """Largest mean difference, over a conversation, between log-probabilities when sampled and in training, in nats.
+
+    In each of two turns four tokens are sampled; the conversations begin with as many tokens as `lengths` says.
+    """
+    episodes = [Episode("probe", 0, [], "") for _ in lengths]
+    for k, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
+        episode.add(itertools.islice(itertools.cycle(text), k, k + length))
+    sampler.fresh()
+    for turn in range(2):
+        drafts = [Draft(e, 4, set(), random.Random(f"{k}/{turn}")) for k, e in enumerate(episodes)]
+        complete = sampler.sample(drafts)
+        while len(complete) < len(drafts):
+            complete += sampler.sample([])
+        for draft in drafts:
+            draft.episode.add(draft.ids, draft.logps)
+            draft.episode.add(text[:3] if turn == 0 else ())
+    ids, mask, logps = pad_batch(episodes, weights.device)  # [B, T] each
+    differences = (weights.logprobs(ids, mask)[0] - logps).abs()  # [B, T], 0 where nothing was sampled
+    return (differences.sum(dim=1) / mask.sum(dim=1)).max().item()
+
+
+def generate_bytes(weights: Weights) -> int:
+    """Bytes that `generate` keeps of a token, at most: keys and values in all layers, for all heads."""
+    config, size = weights.text_config, weights.dtype.itemsize
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = max(config.hidden_size, heads * (getattr(config, "head_dim", None) or 0))
+    return 2 * config.num_hidden_layers * width * size
