@@ -43,15 +43,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 import train  # noqa: E402
 from batches import pad_batch  # noqa: E402
 from check import short_check  # noqa: E402
+from engine.policy import Policy  # noqa: E402
 from envs import BadInput, make_pack  # noqa: E402
 from eval import EvalConfig, merge  # noqa: E402
-from models import HERE, Lora, LoraLayer, add_adapter, load_model  # noqa: E402
+from models import HERE, Lora, LoraLayer, add_adapter, load_model, text_decoder  # noqa: E402
 from rollout import Episode  # noqa: E402
 
-try:
-    from engine.policy import Policy
-except ImportError:
-    from policy import Policy
 
 TOLERANCE = 1e-3  # nats, in single precision
 CHECK_REPLY, REPLY = 24, 10  # tokens of a reply at most: in the self-check, in the conversations
@@ -82,7 +79,7 @@ def converse(policy: Policy) -> list[Episode]:
                     episode.messages += [{"role": "assistant", "content": reply.text}, message("user", words, 3)]
                     asking.append(episode)
             waiting |= set(asking)
-    return episodes
+    return [episode for episode in episodes if episode.n_sampled]  # others do not fit into the model
 
 
 @torch.no_grad()
@@ -104,7 +101,7 @@ def gaps(policy: Policy, episodes: list[Episode]) -> dict[str, torch.Tensor]:
 
 
 def adapted(model) -> str:
-    """Which layers have an adapter, and how much of the model that is."""
+    """Which layers have an adapter, and how much of the text decoder that is."""
     names, covered = set(), set()
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
@@ -114,7 +111,8 @@ def adapted(model) -> str:
     base = model.get_base_model()
     outer = {id(module.weight) for module in (base.get_input_embeddings(), base.get_output_embeddings())
              if hasattr(module, "weight")}  # fmt: skip
-    inner = [p for n, p in base.named_parameters() if "lora_" not in n and p.ndim > 1 and id(p) not in outer]
+    decoder = text_decoder(base).named_parameters()
+    inner = [p for n, p in decoder if "lora_" not in n and p.ndim > 1 and id(p) not in outer]
     share = sum(p.numel() for p in inner if id(p) in covered) / max(1, sum(p.numel() for p in inner))
     return f"{' '.join(sorted(names))} ({share:.0%})"
 
@@ -166,7 +164,7 @@ def examine(name: str, folder: Path, found: dict) -> None:
     found["adapted"] = adapted(model)
     found["stage"] = "policy"
     policy = Policy(model, tokenizer, max_reply_tokens=CHECK_REPLY)
-    found |= {"sampler": getattr(policy, "sampler_name", "fast"), "why": getattr(policy, "why", "")}
+    found |= {"sampler": policy.sampler_name, "why": policy.why}
     found["stage"] = "self-check"
     found["check"] = short_check(policy, make_pack("frozenlake", 0, 2, "tiny"))
     policy.max_reply_tokens = REPLY
