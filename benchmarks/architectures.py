@@ -49,7 +49,6 @@ from eval import EvalConfig, merge  # noqa: E402
 from models import HERE, Lora, LoraLayer, add_adapter, load_model, text_decoder  # noqa: E402
 from rollout import Episode  # noqa: E402
 
-
 TOLERANCE = 1e-3  # nats, in single precision
 CHECK_REPLY, REPLY = 24, 10  # tokens of a reply at most: in the self-check, in the conversations
 # (words of the first message, of each later one): beyond every window from the start, in later turns, never
