@@ -9,6 +9,7 @@ those are two, forward and the gradient of the inputs; computing activations aga
 counted as work done, nor is attention.
 """
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from shared import Settings, wait_for
 
+from engine.draft import Draft
 from engine.policy import Policy
 from eval import command_line, flag, parse_flags
 from models import checkpoint_activations, n_weights
@@ -69,16 +71,13 @@ def decoding(policy: Policy, settings: LimitSettings) -> None:
     policy.model.eval()  # in training, checkpointed layers would not use the cache
     with torch.no_grad(), policy.sampling():
         conversations = [Episode("solve", 0, [], "", noise=str(row)) for row in range(rows)]
-        policy.chat.open_turn = lambda episode: episode.add([1])
-        policy.max_reply_tokens = length + 64 * (settings.repeats + 2)
         for episode in conversations:
-            policy.chat.open_turn(episode)
-        policy.sampler._open([Draft(episode, 1 << 20, set(), random.Random(0)) for episode in conversations])
+            episode.add([1])
+        room, tokens = length + 64 * (settings.repeats + 2), 16
+        policy.sampler._open([Draft(episode, room, set(), random.Random(0)) for episode in conversations])
         policy.sampler.cached = [length] * rows  # what is read there is nothing, but takes as long
-        tokens = 16
-        seconds = best_time(
-            lambda: [policy.sampler._decode() for _ in range(tokens // policy.sampler.block)], policy, settings.repeats
-        )
+        steps = tokens // policy.sampler.block
+        seconds = best_time(lambda: [policy.sampler._decode() for _ in range(steps)], policy, settings.repeats)
         stored = policy.sampler.bytes_per_token() * rows * length
     step, read = seconds / tokens, sum(weight.nbytes for weight in linear_weights(policy)) + stored
     rate = bandwidth(policy, settings.repeats)

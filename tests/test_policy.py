@@ -244,7 +244,7 @@ def test_conversation_longer_than_the_model_allows_ends_with_an_empty_reply(toke
     prompts_too_long = shortened = 0
     for episode in (episode for result in results for episode in result.episodes):
         check_tokens(tokenizer, episode, 12)
-        assert largest_error(model, episode, 1.0) < 1e-4
+        assert not episode.ids or largest_error(model, episode, 1.0) < 1e-4
         sampled = [t for t, masked in enumerate(episode.mask) if masked]
         assert all(t < 100 for t in sampled)
         for reply in episode.replies:
