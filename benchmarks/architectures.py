@@ -44,7 +44,7 @@ import train  # noqa: E402
 from batches import pad_batch  # noqa: E402
 from check import short_check  # noqa: E402
 from engine.policy import Policy  # noqa: E402
-from envs import BadInput, make_pack  # noqa: E402
+from envs import BadInput, first_line, make_pack  # noqa: E402
 from eval import EvalConfig, merge  # noqa: E402
 from models import HERE, Lora, LoraLayer, add_adapter, load_model, text_decoder  # noqa: E402
 from rollout import Episode  # noqa: E402
@@ -223,11 +223,13 @@ def outcome(name: str) -> dict:
             found |= {"outcome": "wrong", "reason": str(error)}
         except NotBuilt as error:
             found |= {"outcome": "not built", "reason": str(error)}
+        except ImportError as error:
+            found |= {"outcome": "not built", "reason": first_line(error)}
         except BadInput as error:
             found |= {"outcome": "refused", "reason": str(error).replace(folder, "FOLDER")}
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
-            ours = [f for f in frames if Path(f.filename).is_relative_to(PLACE) and "site-packages" not in f.filename]
+            ours = [f for f in frames if "site-packages" not in f.filename]
             places = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno}" for f in (ours[-1], frames[-1])]
             text = " ".join(f"{type(error).__name__}: {error}".split())[:400].replace(folder, "FOLDER")
             kind = "not built" if found["stage"] == "build" else "error"
@@ -250,10 +252,13 @@ def start_process(name: str, lines: Path, limits: argparse.Namespace) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (limits.gigabytes << 30,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds,) * 2)
     signal.alarm(10 * limits.seconds)  # of the clock: other processes may take most of it
-    found = outcome(name)
-    with lines.open("a") as file:
-        file.write(json.dumps(found) + "\n")
-    os._exit(0)
+    try:
+        found = outcome(name)
+        with lines.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        os._exit(0)
+    finally:  # an error must not go on in what is the other process's part of the work
+        os._exit(1)
 
 
 def sweep(names: list[str], lines: Path, limits: argparse.Namespace) -> None:
@@ -267,7 +272,7 @@ def sweep(names: list[str], lines: Path, limits: argparse.Namespace) -> None:
         name = running.pop(process)
         if status:
             timeouts = (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)
-            reason = "took too long" if status & 127 in timeouts else f"ended by signal {status & 127}"
+            reason = "took too long" if status & 127 in timeouts else f"its process ended with status {status}"
             with lines.open("a") as file:
                 file.write(json.dumps({"type": name, "outcome": "error", "reason": reason}) + "\n")
         found = read(lines)[name]

@@ -18,6 +18,7 @@ CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 WHOLE = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 MOST_LAYERS = 6
 POSITIONS = 4096
+PAD = 255  # stands for a byte that no text here has; some types count positions by what is not this token
 
 # (names of settings, tiny value); the first pattern that matches the whole name counts. Settings that are None, 0 or
 # smaller already stay as they are.
@@ -66,7 +67,8 @@ SIZES = [
     ("hidden_size_per_layer_input|ple_embed_dim", 16),
     ("hidden_size(_global)?|d_model|n_embd|dim_model|emb(ed|edding)?_dim|embedding_size|(in|out)put_embedding_size"
      "|attention_hidden_size|backbone_hidden_size|lru_width|out_hidden_size|word_embed_proj_dim|projection_dim"
-     "|mamba_d_ssm|dim_model_base|vision_output_dim|adapter_(in|out)_dim|pronunciation_embed_dim|shape_embed_dim", 64),
+     "|mamba_d_ssm|dim_model_base|vision_output_dim|adapter_(in|out)_dim|adapter_input_size|pronunciation_embed_dim"
+     "|shape_embed_dim", 64),
 ]  # fmt: skip
 SIZES = [(re.compile(pattern), value) for pattern, value in SIZES]
 
@@ -83,7 +85,7 @@ LAYER_NUMBERS = (
     "hybrid_layer_ids full_attn_idxs moe_layers mlp_only_layers cross_attention_layers local_layer_ids ple_layer_ids"
 ).split()
 
-# by type, or type and name of the part: what is to be set besides or instead
+# by type (of the model or of a part), or by type and name of the part: what is to be set besides or instead
 EXCEPTIONS: dict[str, dict] = {
     "bamba": {"attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 500},
@@ -92,8 +94,8 @@ EXCEPTIONS: dict[str, dict] = {
             kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")
         }
     },
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "emu3_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "attn_resolutions": [], "codebook_size": 64},
+    "dbrx.attn_config": {"rope_theta": 500000.0, "clip_qkv": 8.0},
+    "emu3.vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "attn_resolutions": [], "codebook_size": 64},
     "emu3": {"vocabulary_map": {"<image>": 3, "<|extra_200|>": 4, "<|visual token 000000|>": 5}},
     "gemma3n_text": {
         "num_hidden_layers": 4,
@@ -107,7 +109,7 @@ EXCEPTIONS: dict[str, dict] = {
     "laguna": {"layer_types": ["full_attention", "sliding_attention"], "num_attention_heads_per_layer": [4, 8]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4},
-    "llama4_vision_model": {"projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 256},
+    "llama4.vision_config": {"projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 256},
     "mamba2": {"num_heads": 8},
     "mimo_v2_flash": {"head_dim": 24},
     "qwen4_exp_text": {
@@ -149,7 +151,8 @@ def tiny_values(default: PreTrainedConfig, vocab: int) -> dict:
     for name, value in settings.items():
         part = getattr(default, name, None) if isinstance(value, dict) else None
         if isinstance(part, PreTrainedConfig):
-            values[name] = type(part)(**tiny_values(part, vocab) | EXCEPTIONS.get(part.model_type, {}))
+            own = EXCEPTIONS.get(part.model_type, {}) | EXCEPTIONS.get(f"{default.model_type}.{name}", {})
+            values[name] = type(part)(**tiny_values(part, vocab) | own)
         elif isinstance(value, int) and not isinstance(value, bool):
             small = next((small for pattern, small in SIZES if pattern.fullmatch(name)), value)
             if small is None:
@@ -164,6 +167,8 @@ def tiny_values(default: PreTrainedConfig, vocab: int) -> dict:
             values[name] = value
     keep_proportions(settings, values)
     values |= tiny_layers(settings, values)
+    if settings.get("pad_token_id") is not None:
+        values["pad_token_id"] = PAD
     values |= {name: value for name, value in SCALES.items() if settings.get(name) == 1.0}
     if settings.get("is_decoder") is False:  # a type of encoders that can be decoders
         values["is_decoder"] = True
