@@ -107,11 +107,9 @@ def adapted(model) -> str:
             parts = [part for part in name.split(".") if part != "base_layer" and not part.isdigit()]
             names.add(parts[-1])
             covered |= {id(p) for n, p in module.named_parameters() if ".lora_" not in n and not n.startswith("lora_")}
-    base = model.get_base_model()
-    outer = {id(module.weight) for module in (base.get_input_embeddings(), base.get_output_embeddings())
-             if hasattr(module, "weight")}  # fmt: skip
-    decoder = text_decoder(base).named_parameters()
-    inner = [p for n, p in decoder if "lora_" not in n and p.ndim > 1 and id(p) not in outer]
+    decoder = text_decoder(model.get_base_model())
+    tables = {id(p) for m in decoder.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    inner = [p for n, p in decoder.named_parameters() if "lora_" not in n and p.ndim > 1 and id(p) not in tables]
     share = sum(p.numel() for p in inner if id(p) in covered) / max(1, sum(p.numel() for p in inner))
     return f"{' '.join(sorted(names))} ({share:.0%})"
 
@@ -226,7 +224,10 @@ def outcome(name: str) -> dict:
         except ImportError as error:
             found |= {"outcome": "not built", "reason": first_line(error)}
         except BadInput as error:
-            found |= {"outcome": "refused", "reason": str(error).replace(folder, "FOLDER")}
+            late = found["stage"] not in ("load", "adapter", "policy", "self-check")
+            text = str(error).replace(folder, "FOLDER")
+            found |= {"outcome": "wrong", "reason": f"accepted at first: {text}"} if late else {
+                "outcome": "refused", "reason": text}  # fmt: skip
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             ours = [f for f in frames if "site-packages" not in f.filename]
