@@ -365,7 +365,8 @@ def report(found: dict[str, dict]) -> str:
 def row(found: dict) -> str:
     name = found["type"] + (f" ({SHAPES[found['type']][0]})" if found["type"] in SHAPES else "")
     if found["outcome"] == "trains":
-        sampler = f"{found['sampler']}: {found['why']}" if found["sampler"] != "fast" else "fast"
+        why, *notes = found["why"].removeprefix("sampler ").split("; ")  # of the fast one the notes are enough
+        sampler = "; ".join(["fast" if found["sampler"] == "fast" else why, *notes])
         gaps = f"{found['largest']:.0e} | {found['mean']:.0e}"
         cells = [name, sampler, found["adapted"], gaps, shown(found["reload"]), shown(found["merged"])]
     else:

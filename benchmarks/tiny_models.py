@@ -6,6 +6,7 @@ do not know, `SHAPES` the shapes of published models. The weights are random, bu
 and depend on what came before, so that a sampler that computes otherwise than the trainer shows.
 """
 
+import math
 import re
 
 import torch
@@ -234,17 +235,17 @@ SHAPES: dict[str, tuple[str, dict]] = {
     # 24 layers, every 4th with full attention: 8 heads of 256, 2 key-value heads; else 16 heads of 128; width 1024
     "Qwen3.5-0.8B": ("qwen3_5", {"tie_word_embeddings": True, "text_config": {
         "layer_types": [LINEAR] * 3 + [FULL], "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16,
-        "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 16,
         "tie_word_embeddings": True}}),
     # the text part of the next larger one, width 2048, as a folder of its own
     "Qwen3.5-2B text": ("qwen3_5_text", {
         "layer_types": [LINEAR] * 3 + [FULL], "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8,
-        "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_key_head_dim": 4, "linear_value_head_dim": 4,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 16,
         "tie_word_embeddings": True}),
     # 48 layers; 16 heads of 256, 2 key-value heads; linear: 16 and 32 heads of 128; 512 experts, 10 of them, 1 shared
     "Qwen3-Next-80B-A3B": ("qwen3_next", {
         "layer_types": [LINEAR] * 3 + [FULL], "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 8,
-        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 4, "linear_value_head_dim": 4,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 32,
         "num_experts": 16, "num_experts_per_tok": 4, "tie_word_embeddings": False}),
     # 16 layers, 10 of them short convolutions over 3 tokens; 32 heads of 64, 8 key-value heads; width 2048
     "LFM2.5-1.2B": ("lfm2", {
@@ -451,28 +452,36 @@ def randomise(model) -> None:
         if weight.ndim < 2 or KEEP.fullmatch(last):
             weight.add_(0.1 * torch.randn_like(weight))
         elif isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.Embedding):
-            weight.normal_()
+            weight.normal_(std=1 / getattr(model.config.get_text_config(decoder=True), "embedding_multiplier", 1.0))
         else:
             fan = weight.shape[-1] if weight.ndim < 3 else (weight.shape[-1] * weight.shape[-2]) ** 0.5
             weight.normal_(std=fan**-0.5)
 
 
 @torch.no_grad()
-def spread(model, vocab: int, deviation: float = 1.5) -> None:
-    """Scale the output head so that the logits have this deviation. Raises ValueError if the predictions are not
-    finite, do not differ, or do not depend on what came before."""
+def spread(model, vocab: int) -> None:
+    """Scale the logits until the entropy of the predictions is around three quarters of that of a uniform distribution.
+    Raises ValueError if that cannot be, or if they do not depend on what came before."""
     ids = torch.randint(vocab, (2, 24), generator=torch.Generator().manual_seed(1))
     head = model.get_output_embeddings()
-    for _ in range(6):
-        now = model(input_ids=ids, use_cache=False).logits.std()
-        if head is None or 0.8 < now / deviation < 1.25 or not now > 0:
-            break
-        head.weight.mul_((deviation / now).clamp(0.05, 20))
-    if not 0.3 < now < 5:
-        raise ValueError(f"logits have a deviation of {now:.2g}")
-    logits = model(input_ids=ids, use_cache=False).logits
+    for _ in range(20 if head is not None else 1):
+        logits = model(input_ids=ids, use_cache=False).logits  # [2, 24, V]
+        logp = logits.log_softmax(dim=-1)
+        share = -(logp.exp() * logp).sum(dim=-1).mean().item() / math.log(vocab)
+        if not 0.85 >= share >= 0.65 and head is not None:
+            scaled_by(model, head).mul_(1.25 if share > 0.75 else 0.8)
+    if not 0.97 > share > 0.5:
+        raise ValueError(f"the entropy of its predictions is {share:.2g} of that of a uniform distribution")
     other = ids.clone()
     other[:, 2] = (other[:, 2] + 1) % vocab
-    change = (model(input_ids=other, use_cache=False).logits - logits).abs().amax((0, 2))
-    if not change[3:].max() > 1e-3:
-        raise ValueError(f"predictions do not depend on what came before ({change[3:].max():.1g})")
+    change = (model(input_ids=other, use_cache=False).logits - logits).abs().amax((0, 2))  # [24]
+    if not change[3:].max() > 0.02 * logits.std():
+        raise ValueError(f"predictions hardly depend on what came before ({change[3:].max() / logits.std():.1g})")
+
+
+def scaled_by(model, head) -> torch.Tensor:
+    """What to multiply so that the logits grow: the head, or where that is the embedding, too, and multiplied by a
+    factor of its own (so that it would drown what the layers add), the last norm."""
+    factor = getattr(model.config.get_text_config(decoder=True), "embedding_multiplier", 1.0)
+    tied = head.weight is model.get_input_embeddings().weight
+    return model.get_decoder().norm.weight if tied and factor > 1 else head.weight
