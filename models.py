@@ -120,17 +120,34 @@ def text_decoder(model):
 
 
 def adaptable(model) -> dict[str, torch.nn.Module]:
-    """The linear layers of the text decoder by name, as "all-linear" means them: neither the output head nor the layers
-    of a vision or audio tower, nor those that are used in other ways than by calling them (which an adapter would not
-    take part in): routers that return several things, and the projection out of a Mamba layer."""
-    decoder, found = text_decoder(model), {}
-    inside = set(decoder.modules())
-    for name, module in model.named_modules():
-        linear = isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
-        if linear and module in inside and not type(module).__module__.startswith("transformers.models."):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            if not (name.endswith(".out_proj") and hasattr(parent, "A_log") and hasattr(parent, "D")):
-                found[name] = module
+    """The linear layers of the text decoder by name that an adapter can take part in, the output head left out: those
+    that are called, give one tensor and get a gradient, as a short pass shows. So the layers of a vision or audio
+    tower, of an attention to an encoder that is not there, or of a choice without gradient get none, nor do routers
+    that return several things. Which experts a pass meets is chance: they all count. The projection out of a Mamba
+    layer does not, as its kernels take its matrix only."""
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    outputs: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def keep(module, inputs, output) -> None:
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            outputs[module] = output
+
+    hooks = [module.register_forward_hook(keep) for module in linear.values()]
+    try:
+        with torch.enable_grad():
+            ids = torch.arange(12, device=model.device)[None]  # [1, 12]
+            hidden = text_decoder(model.eval())(input_ids=ids, use_cache=False).last_hidden_state  # [1, 12, d]
+            gradients = torch.autograd.grad(hidden.sum(), list(outputs.values()), allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    reached = {module for module, gradient in zip(outputs, gradients, strict=True) if gradient is not None}
+    head, found = model.get_output_embeddings(), {}
+    for name, module in linear.items():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        out_of_mamba = name.endswith(".out_proj") and hasattr(parent, "A_log") and hasattr(parent, "D")
+        if (module in reached or ".experts." in name) and module is not head and not out_of_mamba:
+            found[name] = module
     return found
 
 

@@ -29,6 +29,8 @@ def refusal(weights: Weights) -> str:
     others = kinds - {"full_attention", "sliding_attention"}
     if others or getattr(weights.base, "_is_stateful", False):
         return f"it has layers that keep more than keys and values ({', '.join(sorted(others)) or 'a state'})"
+    if getattr(config, "index_topk", None):
+        return "its layers choose among the keys"
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder"
     takes = inspect.signature(weights.decoder.forward).parameters
@@ -334,7 +336,7 @@ class Fast:
 
     def _mask(self, visible: Tensor) -> Tensor:
         """visible [b, 1, t, length] as this model's attention takes it: some add the mask to the scores."""
-        if self.weights.text_config._attn_implementation == ATTENTION:
+        if self.weights.text_config._attn_implementation in ("sdpa", ATTENTION):
             return visible
         dtype = self.weights.dtype
         return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, torch.finfo(dtype).min)

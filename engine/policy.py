@@ -40,6 +40,7 @@ class Policy(Weights):
     ):
         super().__init__(model, temperature, merge)
         self.chat = ChatFormat(tokenizer)
+        self.chat.check_ids(self.base.get_input_embeddings().weight.shape[0])
         eos = self.base.generation_config.eos_token_id  # some models have further stop tokens there
         self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
         self.max_reply_tokens = max_reply_tokens

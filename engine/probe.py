@@ -9,6 +9,7 @@ import random
 import re
 
 import torch
+from torch import Tensor
 
 from batches import ATTENTION, pad_batch
 from engine.draft import Draft
@@ -67,17 +68,17 @@ def choose(
     weights.model.eval()
     check_decoder(weights, text)
     refused = refusal(weights)
-    shares_up_to, unshared = (0, refused) if refused else shared_length(weights, text, limit)
-    note = f"; common beginnings are read in every row: {unshared}" if unshared and not refused else ""
+    shares_up_to, unshared = (0, "") if refused else share_beginnings(weights, text, limit, max(lengths))
+    note = f"; common beginnings are read in every row: {unshared}" if unshared else ""
     if wish != "generate":
         if not refused:
             fast = Fast(weights, UNBOUNDED**2)
             gap = largest_gap(weights, fast, text, lengths)
             size = fast.bytes_per_token()
             if gap < tolerance:
-                why = f"it gives the trainer's log-probabilities (within {gap:.0e} up to {max(lengths) + 12} tokens)"
+                why = f"it gives the trainer's log-probabilities (within {float(gap):.0e} up to {max(lengths) + 12} tokens)"
                 return Fast(weights, kv_tokens or max(1, int(memory / size)), cuda_graphs), shares_up_to, why + note
-            refused = f"its log-probabilities differ from the trainer's by {gap:.1e}"
+            refused = f"its log-probabilities differ from the trainer's by {float(gap):.1e}"
         if wish == "fast":
             raise BadInput(f"sampler='fast': does not fit {kind}: {refused}; try --sampler generate")
     tokens = kv_tokens or max(1, int(memory / generate_bytes(weights)))
@@ -88,7 +89,7 @@ def choose(
             why = "asked for" if wish == "generate" else refused
             alike = "" if padding else "; padding on the left disturbs it, so rows of one length make a batch"
             return sampler, shares_up_to, why + alike + note
-    raise BadInput(f"{kind}: sampling and training differ by {gap:.1e} nats a token, and no sampler fits")
+    raise BadInput(f"{kind}: sampling and training differ by {float(gap):.1e} nats a token, and no sampler fits")
 
 
 @torch.no_grad()
@@ -110,21 +111,33 @@ def check_decoder(weights: Weights, text: tuple[int, ...]) -> None:
 
 
 @torch.no_grad()
-def shared_length(weights: Weights, text: tuple[int, ...], limit: int) -> tuple[int, str]:
-    """(sequences up to this length can have a common beginning that goes through the model once, why not if 0)."""
-    if weights.text_config._attn_implementation != ATTENTION:
-        return 0, f"attention is {weights.text_config._attn_implementation!r}"
-    ids = torch.tensor([text[k : k + 1] * 12 for k in range(2)], device=weights.device)  # [2, 12]
-    ids[:, :5] = ids[0, 0]
-    apart, together = weights.hidden_states(ids)[:, 5:], weights.hidden_states(ids, 5)  # [2, 7, d] each
-    tolerance = 1e-3 if apart.dtype == torch.float32 else 0.1
-    if not (together - apart).abs().mean() < tolerance * apart.std():
-        return 0, "that would change its predictions"
-    return min([limit, *changes(weights.text_config)]), ""
+def share_beginnings(weights: Weights, text: tuple[int, ...], limit: int, longest: int) -> tuple[int, str]:
+    """Have attention read common beginnings once in training, if that changes nothing up to `longest` tokens.
+
+    Returns (sequences up to this length can have a common beginning, why not if 0).
+    """
+    attention = weights.text_config._attn_implementation
+    if attention != "sdpa":
+        return 0, f"attention is {attention!r}"
+    tolerance = 1e-3 if weights.dtype == torch.float32 else 0.1
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return bool((one - other).abs().mean() < tolerance * one.std())
+
+    ids = torch.tensor([list(itertools.islice(itertools.cycle(text), longest))], device=weights.device)  # [1, T]
+    two = torch.stack([ids[0, :12], ids[0, :12]])  # [2, 12]
+    two[1, 5:] = ids[0, :7]
+    plain, apart = weights.hidden_states(ids), weights.hidden_states(two)[:, 5:]  # [1, T, d], [2, 7, d]
+    weights.base.set_attn_implementation(ATTENTION)
+    # some layers do other things where attention has another name
+    if same(plain, weights.hidden_states(ids)) and same(apart, weights.hidden_states(two, 5)):
+        return min([limit, *changes(weights.text_config)]), ""
+    weights.base.set_attn_implementation(attention)
+    return 0, "that would change its predictions"
 
 
 @torch.no_grad()
-def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...], lengths: list[int]) -> float:
+def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...], lengths: list[int]) -> Tensor:
     """Largest mean difference, over a conversation, between log-probabilities when sampled and in training, in nats.
 
     In each of two turns four tokens are sampled; the conversations begin with as many tokens as `lengths` says.
@@ -143,7 +156,7 @@ def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...
             draft.episode.add(text[:3] if turn == 0 else ())
     ids, mask, logps = pad_batch(episodes, weights.device)  # [B, T] each
     differences = (weights.logprobs(ids, mask)[0] - logps).abs()  # [B, T], 0 where nothing was sampled
-    return (differences.sum(dim=1) / mask.sum(dim=1)).max().item()
+    return (differences.sum(dim=1) / mask.sum(dim=1)).max()
 
 
 def generate_bytes(weights: Weights) -> int:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from batches import ATTENTION
 from envs import BadInput
 from models import LoraLayer, PeftModel, adapted_weights, merge_adapter, text_decoder, tied_weights
 
@@ -43,8 +42,6 @@ class Weights:
         # the modules from the model down to its decoder, the model itself left out
         modules = [module for module in self.base.modules() if module is not self.base]
         self.trunk = [module for module in modules if any(self.decoder is part for part in module.modules())]
-        if self.text_config._attn_implementation == "sdpa":
-            self.base.set_attn_implementation(ATTENTION)
         self.plain_head = False  # whether logits are what the output head gives; `probe.check_decoder` finds out
         self.compiled = False
         self.merged, self.not_merged = self._mergeable() if merge else ([], "")

@@ -1,7 +1,9 @@
 """chat.py: conversations as tokens, by templates that behave as those of well-known models do."""
 
+import contextlib
 import itertools
 import re
+import signal
 
 import pytest
 from conftest import byte_tokenizer
@@ -256,10 +258,10 @@ UNUSABLE = {
     "ends a reply with nothing": (LOOP.replace("BODY", "{{ m.content }}"), "special token"),
     "counts the turns": (LOOP.replace("BODY", "{{ loop.index }}" + SHOW), "different ways"),
     "asks for no reply": (CHATML.partition("{% if add_generation_prompt %}")[0], "asks for a reply"),
-    "leaves the channel to the model": (
-        CHATML.replace("m.role", "(m.role if m.role != 'assistant' else 'assistant<|endoftext|>')").replace(
-            "nt\n", "nt"
-        ),
+    "leaves the model a channel that it counts": (
+        CHATML.replace(
+            "m.role", "(m.role if m.role != 'assistant' else 'assistant<|endoftext|>' ~ loop.index)"
+        ).replace("nt\n", "nt"),
         "asks for a reply",
     ),
     "is faulty": ("{{ 'a' + none }}", "refuses the conversation"),
@@ -287,7 +289,22 @@ def test_template_that_drops_the_rules_gets_them_in_the_first_turn():
 def test_usable_variant_of_the_unusable_templates():
     """What the refused templates above have in common is fine in itself."""
     for show in (SHOW, SHOW.replace("\n", "\n ")):  # in the second a reply begins with a space, which the model writes
-        ChatFormat(byte_tokenizer(LOOP.replace("BODY", show), CHATML_SPECIAL, "<|im_end|>"))
+        chat = ChatFormat(byte_tokenizer(LOOP.replace("BODY", show), CHATML_SPECIAL, "<|im_end|>"))
+        assert chat.after == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_channel_that_the_template_leaves_to_the_model_is_opened_for_it():
+    template = CHATML.replace("m.role", "(m.role if m.role != 'assistant' else 'assistant<|endoftext|>to all')")
+    chat = ChatFormat(byte_tokenizer(template.replace("nt\n", "nt"), CHATML_SPECIAL, "<|im_end|>"))
+    episode = converse(chat, ["one", "two"], ["a<|im_end|>", "b"])
+    start = "<|im_start|>assistant<|endoftext|>to all\n"
+    assert chat.tokenizer.decode(episode.ids) == (
+        f"<|im_start|>system\nRules.<|im_end|>\n<|im_start|>user\none<|im_end|>\n{start}a<|im_end|>\n"
+        f"<|im_start|>user\ntwo<|im_end|>\n{start}b"
+    )
+    assert (
+        chat.tokenizer.decode([t for t, mask in zip(episode.ids, episode.mask, strict=True) if mask]) == "a<|im_end|>b"
+    )
 
 
 def test_several_templates_with_no_default_are_refused():
@@ -333,6 +350,50 @@ def test_clean_text_round_trips(text):
         assert clean == text
 
 
+@contextlib.contextmanager
+def at_most(seconds):
+    """Ends what takes longer."""
+
+    def ring(*_):
+        raise TimeoutError(f"not over after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+any_special = st.sets(st.text("<x>  \n", min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@example(special={" <x>"}, pieces=["a <x>"], rstrip=False)  # a space behind the first character does not break it up
+@example(special={"<x>", "< x>", "<  x>"}, pieces=["<x>"], rstrip=False)  # makes another one
+@example(special={"<x>", "x< "}, pieces=["x<x>"], rstrip=False)  # makes another one, with what is before it
+@example(special={"<  "}, pieces=["<  "], rstrip=False)
+@example(special={"x", "  "}, pieces=["x ", " x "], rstrip=True)
+@given(special=any_special, pieces=st.lists(st.text("<x>  \n", max_size=5), max_size=6), rstrip=st.booleans())
+def test_cleaning_ends_with_no_special_token_whatever_they_are(special, pieces, rstrip):
+    all_special = sorted({*CHATML_SPECIAL, *special})
+    tokenizer = byte_tokenizer(CHATML, all_special, "<|im_end|>", rstrip=rstrip)
+    chat = ChatFormat(tokenizer)
+    for text in ("".join(pieces), "".join(f"{piece}{token}" for piece in [*pieces, ""] for token in sorted(special))):
+        with at_most(10):
+            clean = chat.clean(text)
+        assert not set(tokenizer(clean).input_ids) & set(tokenizer.convert_tokens_to_ids(all_special))
+        assert (clean == text) == (not any(token in text for token in special))
+        assert chat.clean(clean) == clean
+
+
+def test_cleaning_takes_special_tokens_in_one_order():
+    """The longest first, then by the alphabet: sets have an order of their own in every process."""
+    chat = ChatFormat(byte_tokenizer(CHATML, (*CHATML_SPECIAL, "ab", "bc", "cd", "abcd"), "<|im_end|>"))
+    assert chat.clean("abcd abc bcd cdab") == " a b c b c d c da b"
+
+
 def test_cleaning_puts_a_space_behind_the_first_character(chat):
     assert chat.clean("a <|end|> b <|user|>") == "a < |end|> b < |user|>"
     assert chat.clean("<think>|end|></think> <|END|>") == "<think>|end|></think> <|END|>"
@@ -364,3 +425,50 @@ def test_embedded_tokenizer_renders_whole_conversations_as_it_appends_them(token
         if episode.kind == "solve":
             longest = max(longest, len(episode.ids))
     assert 40 < longest < 90
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tokenizers that are larger than the embedding
+
+# the ids of these are 256, 257, ... in this order
+LATE = byte_tokenizer(CHATML, ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>"), "<|im_end|>")
+LATE_THINK = byte_tokenizer(CHATML, ("<|im_start|>", "<|im_end|>"), "<|im_end|>", plain=THINK)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "n_rows", "fits"),
+    [
+        (LATE, 1000, True),
+        (LATE, 260, True),
+        (LATE, 259, True),  # no image
+        (LATE, 258, True),  # and no end of text
+        (LATE, 257, False),  # but replies end
+        (LATE, 255, False),
+        (LATE_THINK, 260, True),
+        (LATE_THINK, 259, False),  # any text may have "</think>" in it
+    ],
+)
+def test_ids_beyond_the_embedding_are_refused_if_a_conversation_can_hold_them(tokenizer, n_rows, fits):
+    chat = ChatFormat(tokenizer)
+    if fits:
+        chat.check_ids(n_rows)
+    else:
+        with pytest.raises(BadInput, match=f"^model=''.* 260 ids, .* {n_rows} rows$"):
+            chat.check_ids(n_rows)
+
+
+def test_policy_refuses_a_tokenizer_larger_than_the_embedding(tokenizer):
+    model = small_model("llama", tokenizer)
+    model.resize_token_embeddings(len(tokenizer) - 13)
+    with pytest.raises(BadInput, match=f"{len(tokenizer)} ids.* {len(tokenizer) - 13} rows"):
+        Policy(model, tokenizer)
+
+
+def test_policy_takes_a_special_token_beyond_the_embedding_that_never_appears():
+    """Gemma 3 1B is published so: its tokenizer has a token for images behind the last row."""
+    model = small_model("llama", LATE)
+    model.resize_token_embeddings(len(LATE) - 1)
+    episodes = new_conversations("<image>", "an <image> and more")
+    take_turns(Policy(model, LATE, max_reply_tokens=4), episodes, "<image>")
+    take_turns(Policy(model, LATE, max_reply_tokens=4), episodes, "")
+    assert all(max(episode.ids) < len(LATE) - 1 for episode in episodes)

@@ -7,62 +7,36 @@ is written here by hand; the texts themselves are in the wheels only, and withou
 import ast
 import datetime
 import itertools
+import random
 import re
-from dataclasses import dataclass
 
 import pytest
 from conftest import byte_tokenizer
+from jinja2 import TemplateError
+from template_doubles import (
+    DOUBLES,
+    GEMMA_4_TOKENS,
+    GPT_OSS_SHAPE,
+    LLAMA_TOKENS,
+    NO_THOUGHT,
+    PHI_TOKENS,
+    QWEN_TOKENS,
+    RULES,
+    THINK,
+    Model,
+    chatml,
+    gemma_4,
+    llama,
+)
 
 from batches import pad_batch
 from chat import ChatFormat
-from envs import BadInput
 from rollout import Episode
 
 WHEELS = ("trl==1.16.0", "guidance==0.3.1")
-RULES = "Rules."
 OBSERVATIONS = ["one", "two\nlines", "three é", "four"]
 SAID = ["a", "b <answer>c</answer>\nd", "e", "f"]
 
-
-@dataclass
-class Model:
-    """A template and what is expected of it. `opening` ("...": text of the template's own) and `following` have "{}"
-    where the observation goes; `following` begins with the token that ends a reply."""
-
-    template: str  # a file of the first wheel, or the name of a string in the second
-    opening: str
-    following: str
-    special: tuple[str, ...]
-    eos: str
-    bos: str | None = None
-    pad: str | None = None
-    plain: tuple[str, ...] = ()  # added tokens that are no special ones
-    rstrip: bool = False  # its special tokens take the white space behind them in
-    has_system: bool = True  # otherwise the rules open the first user message
-    rerendered: tuple[str, str] = (
-        "",
-        "",
-    )  # rendered again, the template replaces the first by the second in the history
-
-    @property
-    def end(self) -> str:
-        [end] = [token for token in self.special if self.following.startswith(token)]
-        return end
-
-
-def chatml(thought=""):
-    """Opening and following turns in ChatML, where a reply may begin with an empty thought."""
-    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n" + thought
-    return f"<|im_start|>system\n{RULES}<|im_end|>\n{turn}", f"<|im_end|>\n{turn}"
-
-
-def llama(facts=""):
-    turn = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    opening = f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{facts}{RULES}<|eot_id|>{turn}"
-    return opening, f"<|eot_id|>{turn}"
-
-
-NO_THOUGHT = "<think>\n\n</think>\n\n"
 GEMMA = (
     f"<bos><start_of_turn>user\n{RULES}\n\n{{}}<end_of_turn>\n<start_of_turn>model\n",
     "<end_of_turn>\n<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
@@ -73,44 +47,26 @@ PHI_3 = (
 )
 PHI_4_MINI = (f"<|system|>{RULES}<|end|><|user|>{{}}<|end|><|assistant|>", "<|end|><|user|>{}<|end|><|assistant|>")
 GLM_TURN = "<|user|>\n{}/nothink<|assistant|>\n<think></think>"  # the next message is what ends a reply
-THINK = ("<think>", "</think>")
-
-QWEN = dict(
-    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    eos="<|im_end|>",
-    pad="<|endoftext|>",
-    plain=(*THINK, "<tool_call>", "</tool_call>"),
-)
-LLAMA = dict(
-    special=(
-        *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
-        *("<|eot_id|>", "<|eom_id|>", "<|python_tag|>"),
-    ),
-    bos="<|begin_of_text|>",
-)
 GEMMA_TOKENS = dict(
     special=("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
     eos="<eos>",
     bos="<bos>",
     pad="<pad>",
 )
-PHI_TOKENS = dict(
-    special=("<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
-    eos="<|endoftext|>",
-    bos="<s>",
-    pad="<|endoftext|>",
-    rstrip=True,
-)
 MODELS = {
-    "Qwen2.5": Model("qwen2_5", *chatml(), **QWEN),
-    "Qwen3": Model("qwen3", *chatml(NO_THOUGHT), **QWEN, rerendered=(NO_THOUGHT, "")),
-    "Qwen3-2507": Model("qwen3_instruct_2507", *chatml(), **QWEN),
-    "Qwen3.5": Model("qwen3_5_nothink", *chatml(NO_THOUGHT), **QWEN, rerendered=(NO_THOUGHT, "")),
-    "Llama-3": Model("llama3", *llama(), **LLAMA, eos="<|end_of_text|>"),
-    "Llama-3.1": Model("llama3_1", *llama("..."), **LLAMA, eos="<|eot_id|>"),
-    "Llama-3.2": Model("llama3_2", *llama("..."), **LLAMA, eos="<|eot_id|>", pad="<|eot_id|>"),
+    "Qwen2.5": Model("qwen2_5", *chatml(), **QWEN_TOKENS),
+    "Qwen3": Model("qwen3", *chatml(NO_THOUGHT), **QWEN_TOKENS, rerendered=(NO_THOUGHT, "")),
+    "Qwen3-2507": Model("qwen3_instruct_2507", *chatml(), **QWEN_TOKENS),
+    "Qwen3.5": Model("qwen3_5_think", *chatml(NO_THOUGHT), **QWEN_TOKENS, rerendered=(NO_THOUGHT, "")),
+    "Qwen3.5-2B": Model("qwen3_5_nothink", *chatml(NO_THOUGHT), **QWEN_TOKENS, rerendered=(NO_THOUGHT, "")),
+    "Qwen3.6": Model("qwen3_6", *chatml(NO_THOUGHT), **QWEN_TOKENS, rerendered=(NO_THOUGHT, "")),
+    "Qwen3.8": Model("qwen3_8", *chatml(NO_THOUGHT), **QWEN_TOKENS),  # it keeps thoughts, empty ones too
+    "Llama-3": Model("llama3", *llama(), **LLAMA_TOKENS, eos="<|end_of_text|>"),
+    "Llama-3.1": Model("llama3_1", *llama("..."), **LLAMA_TOKENS, eos="<|eot_id|>"),
+    "Llama-3.2": Model("llama3_2", *llama("..."), **LLAMA_TOKENS, eos="<|eot_id|>", pad="<|eot_id|>"),
     "Gemma-2": Model("gemma", *GEMMA, **GEMMA_TOKENS, has_system=False),
     "Gemma-3": Model("gemma3", *GEMMA, **GEMMA_TOKENS),
+    "Gemma-4-E2B": Model("gemma4_v5", *gemma_4(), **GEMMA_4_TOKENS),
     "Phi-3": Model("phi3", *PHI_3, **PHI_TOKENS),
     "Phi-3.5": Model("phi3_5", *PHI_3, **PHI_TOKENS),
     "Phi-4-mini": Model("phi_4_mini_template", *PHI_4_MINI, **PHI_TOKENS),
@@ -143,6 +99,17 @@ MODELS = {
         bos="<|startoftext|>",
         pad="<|pad|>",
     ),
+    "LFM2.5": Model(
+        "lfm2_2_5_v2",
+        "<|startoftext|>" + chatml()[0],
+        chatml()[1],
+        ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        eos="<|im_end|>",
+        bos="<|startoftext|>",
+        pad="<|pad|>",
+        plain=THINK,
+    ),
+    "gpt-oss": Model("gptoss", **GPT_OSS_SHAPE),
     "GLM-4.5": Model(
         "glm4moe",
         f"[gMASK]<sop><|system|>\n{RULES}{GLM_TURN}",
@@ -203,14 +170,15 @@ def render(model, tokenizer, messages):
     if not model.has_system:
         first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
         messages = [first, *messages[2:]]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    return tokenizer.apply_chat_template(messages, **options) + model.channel
 
 
 def expected_text(model, tokenizer, sampled):
     """A conversation in which these replies, which all end their turns, were sampled: the text of all its tokens."""
     first = [{"role": "system", "content": RULES}, {"role": "user", "content": OBSERVATIONS[0]}]
     text = render(model, tokenizer, first)
-    opening = re.escape(model.opening.format(OBSERVATIONS[0])).replace(re.escape("..."), r"[\w\s:]+")
+    opening = re.escape(model.opening.format(OBSERVATIONS[0])).replace(re.escape("..."), "[^<]+")
     assert re.fullmatch(opening, text)
     for reply, observation in zip(sampled, OBSERVATIONS[1:], strict=False):
         text += reply + model.following.format(observation)
@@ -312,8 +280,58 @@ def test_thought_that_was_sampled_stays(texts, name, reply):
     assert "hm" not in render(model, chat.tokenizer, episode.messages)
 
 
-def test_template_with_channels_is_refused(texts):
-    """A reply of gpt-oss goes on behind the first token that looks like its end."""
-    special = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
-    with pytest.raises(BadInput, match="asks for a reply with"):
-        ChatFormat(byte_tokenizer(texts["gptoss"], special, "<|return|>"))
+# the doubles whose real templates the wheels have
+NOT_THINKING = {"enable_thinking": False}
+REAL = {
+    "Qwen3.5": ("qwen3_5_think", "qwen3_6"),
+    "Qwen3.5, 2B and smaller": ("qwen3_5_nothink",),
+    "Gemma-4-E2B": ("gemma4_v5",),
+    "LFM2.5": ("lfm2_2_5", "lfm2_2_5_v2"),
+    "Llama-3.1": ("llama3_1",),
+    "Llama-3.2": ("llama3_2",),
+    "Phi-4-mini": ("phi_4_mini_template",),
+    "gpt-oss": ("gptoss",),
+}
+TEXTS = {
+    "system": (RULES, f" {RULES}\n"),
+    "user": ("one", " two\n", "<tool_response>\nx\n</tool_response>"),
+    "assistant": (
+        *("a", "\n b ", "<think>\nhm\n</think>\n\nc", "hm </think> d", "<think></think>"),
+        *("<|channel>thought\nhm<channel|> e", "<|channel|>analysis<|message|>hm"),
+    ),
+}
+
+
+def sketch(render, messages, special, **options):
+    """What a template renders: the special tokens in front of the rules, and all from there on; or that it refuses."""
+    try:
+        rendered = render(messages, tokenize=False, **options)
+    except TemplateError:
+        return "refused"
+    at = max(rendered.find(RULES), 0)  # without rules all is compared
+    return [token for token in re.findall("<[^<>]+>", rendered[:at]) if token in special], rendered[at:]
+
+
+@pytest.mark.parametrize(("name", "real"), [(name, real) for name, reals in REAL.items() for real in reals])
+def test_double_renders_as_the_real_template(texts, name, real):
+    model = DOUBLES[name]
+    double, original = (build_tokenizer(model, {model.template: text}) for text in (model.template, texts[real]))
+    outcomes = set()
+    for roles in (
+        ("user",),
+        ("system", "user"),
+        ("system", "user", "assistant"),
+        ("system", *["user", "assistant"] * 2),
+    ):
+        if "..." in model.opening and roles[0] != "system":
+            continue  # nothing tells its preamble from the rest
+        combinations = list(itertools.product(*(TEXTS[role] for role in roles)))
+        for contents in random.Random(0).sample(combinations, min(25, len(combinations))):
+            messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+            for prompt, thinking in itertools.product((True, False), ({}, {"enable_thinking": True}, NOT_THINKING)):
+                options = {"add_generation_prompt": prompt, **thinking}
+                ours = sketch(double.apply_chat_template, messages, model.special, **options)
+                theirs = sketch(original.apply_chat_template, messages, model.special, **options)
+                assert ours == theirs
+                outcomes.add(str(ours))
+    assert len(outcomes) > 30
