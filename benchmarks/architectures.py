@@ -28,9 +28,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-PLACE = Path.cwd() if (Path.cwd() / "models.py").exists() else Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(PLACE))
+sys.path.insert(0, str(Path.cwd() if (Path.cwd() / "models.py").exists() else Path(__file__).parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -166,6 +164,9 @@ def examine(name: str, folder: Path, found: dict) -> None:
     found["check"] = short_check(policy, make_pack("frozenlake", 0, 2, "tiny"))
     policy.max_reply_tokens = REPLY
     wrong = []
+    changed = (predictions(model, ids) - want).abs().max().item()
+    if not changed < TOLERANCE:
+        wrong.append(f"with a fresh adapter the model predicts otherwise than without, by {changed:.1e}")
     for stage in ("fresh adapter", "random adapter"):
         found["stage"] = stage
         if stage == "random adapter":
