@@ -113,7 +113,9 @@ EXCEPTIONS: dict[str, dict] = {
     "llama4.vision_config": {"projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 256},
     "mamba2": {"num_heads": 8},
     "mimo_v2_flash": {"head_dim": 24},
+    "prophetnet": {"max_position_embeddings": 600},
     "qwen4_exp_text": {
+        "eos_token_id": 2,
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 16,
