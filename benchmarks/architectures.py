@@ -153,7 +153,7 @@ def examine(name: str, folder: Path, found: dict) -> None:
     model, tokenizer = load_model(str(base))
     found["load"] = (predictions(model, ids) - want).abs().max().item()
     if not found["load"] < TOLERANCE:
-        raise NotBuilt(f"transformers itself reads a saved model otherwise, by {found['load']:.1e}")
+        raise Wrong(f"loaded, it predicts otherwise than when it was saved, by {found['load']:.1e}")
     found["stage"] = "adapter"
     model = add_adapter(model, Lora())
     found["adapted"] = adapted(model)
