@@ -1,0 +1,83 @@
+"""Models of many architectures, tiny and random, go the whole way of a training (benchmarks/architectures.py)."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import architectures
+import tiny_models
+
+# type -> its sampler, and what it stands for
+TRAINS = {
+    "Llama-3.2-1B": "fast",  # plain, tied, scaled rotary embedding
+    "gpt2": "fast",  # learnt positions, matrices the other way round, dropout of its own
+    "bloom": "generate",  # ALiBi, no position_ids
+    "Gemma-2-2b": "fast",  # windows, caps, tied
+    "Gemma-3-4b": "generate",  # windows, a vision part
+    "gpt-oss-20b": "fast",  # windows, sinks, fused experts with biases
+    "Qwen3-30B-A3B": "fast",  # fused experts
+    "Llama-4-Scout": "generate",  # chunks, a router that returns a tuple, a vision part
+    "DeepSeek-V2-Lite": "fast",  # keys and values from a narrow layer
+    "granite": "fast",  # scaled logits
+    "Phi-4-mini": "generate",  # other rotary factors beyond a length
+    "Qwen3.5-0.8B": "generate",  # linear attention, a vision part
+    "LFM2.5-1.2B": "generate",  # convolutions
+    "Granite-4.0-H-Tiny": "generate",  # Mamba and fused experts
+    "Nemotron-Nano-9B-v2": "generate",  # layers of one part each
+    "mamba": "generate",  # no attention at all
+    "recurrent_gemma": "generate",  # gated recurrences; only one row at a time is right
+    "Gemma-3n-E2B text": "generate",  # layers that use the keys of others
+    "minimax": "generate",  # a cache of its own
+}
+
+
+@pytest.fixture(autouse=True)
+def shorter(monkeypatch):
+    monkeypatch.setattr(architectures, "CHECK_REPLY", 6)
+    monkeypatch.setattr(architectures, "REPLY", 5)
+    monkeypatch.setattr(architectures, "CONVERSATIONS", [(90, [12]), (20, [3]), (2, [])])
+
+
+@pytest.mark.parametrize("name", TRAINS)
+def test_trains_as_it_samples(name):
+    found = architectures.outcome(name)
+    assert found["outcome"] == "trains", architectures.summary(found)
+    assert found["largest"] < architectures.TOLERANCE and found["reload"] < architectures.TOLERANCE
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    found = architectures.outcome("BERT encoder")
+    assert found["outcome"] == "refused", architectures.summary(found)
+
+
+def test_windows_of_tiny_models_are_outgrown_and_every_kind_of_layer_is_there():
+    config = tiny_models.tiny_config("gpt_oss", 473)
+    assert config.sliding_window == 16 and config.layer_types == ["sliding_attention", "full_attention"]
+    assert tiny_models.tiny_config("Qwen3-Next-80B-A3B", 473).layer_types[2:] == ["linear_attention", "full_attention"]
+
+
+def test_predictions_of_a_tiny_model_are_far_from_uniform():
+    torch.manual_seed(0)
+    logp = tiny_models.build("qwen2", 473)(input_ids=torch.randint(473, (1, 50))).logits.log_softmax(dim=-1)
+    assert 0.6 < -(logp.exp() * logp).sum(dim=-1).mean() / math.log(473) < 0.9
+
+
+def test_the_report_counts_what_trains_and_says_why_others_do_not():
+    trains = {
+        "type": "llama",
+        "outcome": "trains",
+        "sampler": "generate",
+        "why": "sampler generate: so",
+        "adapted": "q_proj (9%)",
+    }
+    numbers = {"largest": 2e-6, "mean": 1e-7, "reload": 0.0, "merged": "tied", "seconds": 1.0}
+    refused = {"type": "BERT encoder", "outcome": "refused", "reason": "it sees later tokens"}
+    text = architectures.report({"llama": trains | numbers, "BERT encoder": refused})
+    assert "| trains | 1 | 0 |" in text and "| refused, with the reason | 0 | 1 |" in text
+    assert "| llama | generate: so | q_proj (9%) | 2e-06 | 1e-07 | 0e+00 | tied |" in text
+    assert "| BERT encoder (bert) | it sees later tokens |" in text
