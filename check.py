@@ -39,7 +39,7 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
     tasks = sorted((e for e in episodes if e.kind == "solve"), key=lambda episode: len(episode.ids))
     [(pair, shared)] = families([tasks[0], tasks[-1]])  # the shortest and the longest, which both begin with the rules
     shared = shared if len(tasks[-1].ids) <= policy.shares_up_to else 0
-    policy.model.train()  # what a model does otherwise in training would show
+    policy.train_mode()
     for layer, _, _ in adapted_weights(policy.model):
         layer.lora_dropout.eval()
     with torch.no_grad():
@@ -68,7 +68,7 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
         findings.append(Finding(name, detail, "" if gap.mean() < tolerance else problem))
 
     parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
-    policy.model.train()
+    policy.train_mode()
     gpu = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpu):  # dropout draws from the global random state
         ids, mask, _ = pad_batch(tasks[:1], policy.device)  # [1, T]

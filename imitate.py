@@ -160,7 +160,7 @@ def imitate(
         episodes = next(batches)
         n_tokens = sum(episode.n_sampled for episode in episodes)
         total = 0.0
-        policy.model.train()
+        policy.train_mode()
         for batch, shared in micro_batches(episodes, budget, policy.shares_up_to):
             ids, mask, _ = pad_batch(batch, policy.device)  # [B, T], [B, T]
             logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from envs import BadInput, first_line
@@ -55,9 +55,12 @@ def load_model(
                 bnb_4bit_compute_dtype=torch.bfloat16,
             )
         tokenizer = AutoTokenizer.from_pretrained(model, **source)
-        loaded = AutoModelForCausalLM.from_pretrained(model, device_map={"": device}, **options, **source)
+        options |= {"device_map": {"": device}, "output_loading_info": True}
+        loaded, info = AutoModelForCausalLM.from_pretrained(model, **options, **source)
     except Exception as error:  # readers of weights and tokenizers raise errors of many kinds
         raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise BadInput(f"model={model!r}: {len(missing)} of its weights are not in its files ({missing[0]} for one)")
     if dtype == "auto" and loaded.dtype == torch.float16:
         return load_model(model, "bfloat16", device, gguf_file, load_in_4bit)
     if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
@@ -97,11 +100,11 @@ def checkpoint_activations(model, setting: str) -> None:
 
 
 def without_dropout(model) -> None:
-    """Switch off what a base model does at random in training: sampling does without, and the two have to agree."""
+    """Switch a base model's own dropout off: sampling does without, and training has to agree with it."""
 
     def quiet(owner) -> None:
         for name, value in vars(owner).items():
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            if isinstance(value, float) and "drop" in name:
                 setattr(owner, name, 0.0)
 
     for module in model.modules():
@@ -126,25 +129,25 @@ def text_decoder(model):
 
 def adaptable(model) -> dict[str, torch.nn.Module]:
     """The linear layers of the text decoder by name that an adapter can take part in, the output head left out: those
-    that are called, give one tensor and get a gradient, as a short pass shows. So the layers of a vision or audio
-    tower, of an attention to an encoder that is not there, or of a choice without gradient get none, nor do routers
-    that return several things. Which experts a pass meets is chance: they all count. The projection out of a Mamba
-    layer does not, as its kernels take its matrix only."""
+    that are called, give what a linear layer gives, and get a gradient, as a short pass shows. So the layers of a
+    vision or audio tower, of an attention to an encoder that is not there, or of a choice without gradient get none,
+    nor do routers that return several things. Which experts a pass meets is chance: they all count. The projection out
+    of a Mamba layer does not, as its kernels take its matrix only."""
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
     outputs: dict[torch.nn.Module, torch.Tensor] = {}
 
     def keep(module, inputs, output) -> None:
-        if isinstance(output, torch.Tensor) and output.requires_grad:
+        size = module.nf if isinstance(module, Conv1D) else module.out_features
+        if isinstance(output, torch.Tensor) and output.shape == (*inputs[0].shape[:-1], size) and output.requires_grad:
             outputs[module] = output
 
     hooks = [module.register_forward_hook(keep) for module in linear.values()]
     try:
         with torch.enable_grad():
             ids = torch.arange(12, device=model.device)[None]  # [1, 12]
-            hidden = text_decoder(model.train())(input_ids=ids, use_cache=False).last_hidden_state  # [1, 12, d]
+            hidden = text_decoder(model.eval())(input_ids=ids, use_cache=False).last_hidden_state  # [1, 12, d]
             gradients = torch.autograd.grad(hidden.sum(), list(outputs.values()), allow_unused=True)
     finally:
-        model.eval()
         for hook in hooks:
             hook.remove()
     pairs = zip(outputs, gradients, strict=True)
@@ -228,7 +231,7 @@ def adapted_weights(model) -> list[tuple[LoraLayer, torch.nn.Module, str]]:
 
 def tied_weights(model) -> set[int]:
     """ids of the parameters that several modules share, as embedding and output head often do."""
-    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    counts = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     return {key for key, count in counts.items() if count > 1}
 
 
@@ -252,12 +255,18 @@ def merge_adapter(adapted: list[tuple[LoraLayer, torch.nn.Module, str]]) -> None
 
 
 def merged_model(model: PeftModel):
-    """The model without peft, its adapter merged in for good."""
-    tied = tied_weights(model)
+    """The model without peft, its adapter merged in for good. Raises BadInput if transformers could not load it so."""
+    base, tied = model.get_base_model(), tied_weights(model)
+    if type(base.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise BadInput(f"{type(base).__name__}: transformers does not load such a model by itself, so it is not merged")
+    embedding = base.get_input_embeddings().weight
     for _, module, name in adapted_weights(model):
-        if id(getattr(module, name)) in tied:  # what the other layer does must stay as it was
-            setattr(module, name, torch.nn.Parameter(getattr(module, name).data.clone()))
-            for config in (model.config, model.config.get_text_config()):
+        weight = getattr(module, name)
+        if id(weight) in tied and weight is not embedding:
+            raise BadInput(f"{type(base).__name__}: layers with adapters of their own share a matrix; it is not merged")
+        if id(weight) in tied:  # embedding and output head; what the other one does must stay as it was
+            setattr(module, name, torch.nn.Parameter(weight.data.clone()))
+            for config in (base.config, base.config.get_text_config()):
                 config.tie_word_embeddings = False
     merge_adapter(adapted_weights(model))
     return model.unload()

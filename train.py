@@ -245,7 +245,7 @@ def optimise(
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     totals = dict.fromkeys(("loss", "clipped", "log_ratio_abs", "kl", "entropy", "tokens", "forward"), 0.0)
     largest, norms, skipped = 0.0, [], 0
-    policy.model.train()
+    policy.train_mode()
     for part in range(config.updates_per_batch):
         minibatch = [episode for episode in episodes[part :: config.updates_per_batch] if episode.n_sampled]
         n_tokens = torch.tensor(sum(episode.n_sampled for episode in minibatch), device=accelerator.device)

@@ -111,7 +111,7 @@ def training(policy: Policy, settings: LimitSettings) -> tuple[float, float]:
     ids = torch.randint(1, 100, (batch, settings.episode_tokens), device=policy.device)  # [B, T]
     mask = torch.zeros_like(ids, dtype=torch.bool)  # [B, T]
     mask[:, -settings.episode_tokens // 8 :] = True
-    policy.model.train()
+    policy.train_mode()
     seconds = best_time(lambda: policy.logprobs(ids, mask)[0].sum().backward(), policy, settings.repeats)
     *matrices, head = map(n_weights, linear_weights(policy))
     work = 4 * (sum(matrices) * ids.numel() + head * mask.sum().item())

@@ -75,7 +75,7 @@ def packed(policy: Policy, episodes: list[Episode], budget: int) -> Iterator[tor
 
 def gradient(policy: Policy, likelihoods: Iterator[torch.Tensor]) -> tuple[torch.Tensor, float]:
     """Gradient of the log-likelihood of all sampled tokens, and the seconds it took."""
-    policy.model.train()
+    policy.train_mode()
     policy.model.zero_grad()
     started = time.perf_counter()
     for likelihood in likelihoods:

@@ -38,14 +38,14 @@ class Draw(LogitsProcessor):
 class Generate:
     """`sample` completes all drafts that it is given, in batches of at most `tokens` tokens, padding included.
 
-    With `padding` False only conversations of the same length share a batch, for models that padding on the left
-    disturbs.
+    For models that are disturbed by padding on the left, or by keeping anything of the tokens before: with `padding`
+    False only conversations of the same length share a batch, with `cache` False all is read again for every token.
     """
 
     name = "generate"
 
-    def __init__(self, weights: Weights, tokens: int, padding: bool = True):
-        self.weights, self.tokens, self.padding = weights, tokens, padding
+    def __init__(self, weights: Weights, tokens: int, padding: bool = True, cache: bool = True):
+        self.weights, self.tokens, self.padding, self.cache = weights, tokens, padding, cache
 
     def fresh(self) -> None:
         """Nothing is kept from call to call."""
@@ -68,7 +68,7 @@ class Generate:
         mask = torch.tensor([[k >= longest - len(draft.episode.ids) for k in range(longest)] for draft in drafts])
         draw = Draw(self.weights, drafts)
         config = GenerationConfig(
-            do_sample=False, max_new_tokens=max(draft.room for draft in drafts), use_cache=True, pad_token_id=0
+            do_sample=False, max_new_tokens=max(draft.room for draft in drafts), use_cache=self.cache, pad_token_id=0
         )
         model, device = self.weights.base, self.weights.device
         own, model.generation_config = model.generation_config, config  # else it fills in what is not set here

@@ -23,6 +23,19 @@ LONGEST = 1 << 13  # up to this length, lengths at which behaviour changes are p
 LENGTH_NAMES = re.compile("window|chunk|block_size|block_len|topk|compress|stride")
 WINDOWS = "max_position_embeddings max_seq_len n_positions".split()  # names of the longest a model reads
 UNBOUNDED = 1 << 30
+WAYS = (  # to generate: with padding, with what is kept of earlier tokens, and what is said of it
+    (True, True, ""),
+    (False, True, "; padding on the left disturbs it, so rows of one length make a batch"),
+    (
+        False,
+        False,
+        "; it predicts otherwise from what it keeps of earlier tokens, so all is read again for every token",
+    ),
+)
+REFUSED = {  # model type -> why
+    "blt": "it reads bytes in patches, not tokens",
+    "prophetnet": "it predicts several tokens at once",
+}
 
 
 def rope_settings(config) -> list[dict]:
@@ -63,9 +76,11 @@ def choose(
 
     `text`: any token ids; `limit`: of conversations; `memory`: bytes for the sampler where `kv_tokens` is 0.
     """
-    kind, tolerance = weights.base.config.model_type, 0.1 if weights.half else 1e-3
+    kind, tolerance = weights.base.config.model_type, 0.1 if weights.half else 1e-4
     around = [(length - 2, length + 5) for length in changes(weights.text_config)]
     lengths = [n for n in (5, 8, *itertools.chain(*around)) if n + 12 <= limit]
+    if kind in REFUSED:
+        raise BadInput(f"{kind}: cannot be trained here: {REFUSED[kind]}")
     weights.model.eval()
     check_decoder(weights, text)
     refused = refusal(weights)
@@ -83,13 +98,11 @@ def choose(
         if wish == "fast":
             raise BadInput(f"sampler='fast': does not fit {kind}: {refused}; try --sampler generate")
     tokens = kv_tokens or max(1, int(memory / generate_bytes(weights, text)))
-    for padding in (True, False):
-        sampler = Generate(weights, tokens, padding)
-        gap = largest_gap(weights, sampler, text, lengths)
+    for padding, cache, remark in WAYS:
+        gap = largest_gap(weights, Generate(weights, tokens, padding, cache), text, lengths)
         if gap < tolerance:
             why = "asked for" if wish == "generate" else refused
-            alike = "" if padding else "; padding on the left disturbs it, so rows of one length make a batch"
-            return sampler, shares_up_to, why + alike + note
+            return Generate(weights, tokens, padding, cache), shares_up_to, why + remark + note
     raise BadInput(f"{kind}: sampling and training differ by {float(gap):.1e} nats a token, and no sampler fits")
 
 

@@ -53,7 +53,7 @@ class Weights:
         weights = [getattr(module, name) for _, module, name in adapted]
         if any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in weights):
             return [], "its weights are in 4 bits"
-        if any(weight is tied for weight in weights for tied in tied_weights(self.base)):
+        if tied_weights(self.base) & set(map(id, weights)):
             return [], "another layer uses an adapted matrix, too"
         return adapted, ""
 
@@ -70,6 +70,16 @@ class Weights:
             for (layer, module, name), weight in zip(self.merged, frozen, strict=True):
                 getattr(module, name).data = weight
                 layer.merged_adapters.clear()
+
+    def train_mode(self) -> None:
+        """Like eval mode, so that nothing but the adapter's dropout is other than in sampling (some routers, for one,
+        choose at random in training); layers may have their activations computed again."""
+        self.model.eval()
+        for module in self.model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.training = True  # of this module alone
+            if isinstance(module, LoraLayer):
+                module.lora_dropout.train()
 
     def compile(self) -> None:
         """From now on run each layer as compiled code when training (torch.compile, for any shape; the first pass takes
