@@ -84,7 +84,7 @@ def gaps(policy: Policy, episodes: list[Episode]) -> dict[str, torch.Tensor]:
     """Differences [n] from the sampler's log-probabilities: of the trainer's, in one padded batch, and of those that
     the model itself gives to each conversation alone."""
     ids, mask, logps = pad_batch(episodes, policy.device)  # [B, T] each
-    policy.model.train()
+    policy.train_mode()
     trained = policy.logprobs(ids, mask)[0]  # [B, T]
     policy.model.eval()
     own = []

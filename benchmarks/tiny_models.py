@@ -53,10 +53,11 @@ SIZES = [
     ("n_groups|mamba_n_?groups", 2),
     ("(mamba_)?chunk_size|rel_extent", 16),
     # how far a layer looks
-    ("(sliding|attention)_window(_size)?|window_size|sliding_window_size|local_attention|keep_window_size", 16),
-    ("attention_chunk_size|floor_scale|(local|lsh)_attn_chunk_length|index_topk|log_scaling_n_floor|block_size", 16),
+    ("(sliding|attention)_window(_size)?|window_size|sliding_window_size|local_attention", 16),
+    ("attention_chunk_size|floor_scale|(local|lsh)_attn_chunk_length|log_scaling_n_floor|block_size", 16),
     ("index_block_size", 8),
     ("index_topk_blocks", 2),
+    ("index_topk|keep_window_size", 2048),  # as published: conversations end before layers choose among the keys
     # towers for images and sound
     ("image_size", 32),
     ("patch_size", 16),

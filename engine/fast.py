@@ -20,6 +20,7 @@ from engine.weights import Weights
 from envs import first_line
 from rollout import Episode
 
+CHOICES = "index_topk keep_window_size".split()  # names of how many keys a layer chooses, where there are more
 PREFILL_TOKENS = 1 << 13  # at most this many prompt tokens go through the model in one forward pass
 
 
@@ -29,7 +30,7 @@ def refusal(weights: Weights) -> str:
     others = kinds - {"full_attention", "sliding_attention"}
     if others or getattr(weights.base, "_is_stateful", False):
         return f"it has layers that keep more than keys and values ({', '.join(sorted(others)) or 'a state'})"
-    if getattr(config, "index_topk", None) or hasattr(config, "keep_window_size"):
+    if any(getattr(config, name, None) for name in CHOICES):
         return "its layers choose among the keys"
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from batches import ATTENTION, pad_batch
 from engine.draft import Draft
-from engine.fast import Fast, refusal
+from engine.fast import CHOICES, Fast, refusal
 from engine.generate import Generate
 from engine.weights import Weights
 from envs import BadInput
@@ -35,6 +35,10 @@ WAYS = (  # to generate: with padding, with what is kept of earlier tokens, and 
 REFUSED = {  # model type -> why
     "blt": "it reads bytes in patches, not tokens",
     "prophetnet": "it predicts several tokens at once",
+    "reformer": "its attention draws hashes at random",
+    "rwkv": "it divides its matrices while it does not train, which an adapter does not follow",
+    "xlnet": "it predicts tokens in an order of its own",
+    "xlstm": "transformers fails at reading more than a chunk of it",
 }
 
 
@@ -58,10 +62,9 @@ def conversation_limit(config) -> int:
     """Tokens of the longest conversation: what the model reads, what is probed, and up to where sampling and training
     are sure to agree. Rotary embeddings may switch with the longest row of a batch (longrope), so that a conversation
     would depend on its neighbours; and a choice among keys that are nearly as good may turn out otherwise."""
-    limits = [value for name in WINDOWS if (value := getattr(config, name, None))]
+    limits = [getattr(config, name, None) for name in (*WINDOWS, *CHOICES)]
+    limits = [value for value in limits if value is not None and value > 0]
     limits += [length for length in changes(config) if length > LONGEST]
-    if getattr(config, "index_topk", None):  # beyond it, layers choose among the keys
-        limits.append(config.index_topk)
     for rope in rope_settings(config):
         if rope.get("rope_type") == "longrope":
             switch = rope.get("original_max_position_embeddings")
@@ -76,9 +79,11 @@ def choose(
 
     `text`: any token ids; `limit`: of conversations; `memory`: bytes for the sampler where `kv_tokens` is 0.
     """
-    kind, tolerance = weights.base.config.model_type, 0.1 if weights.half else 1e-4
+    kind, tolerance = weights.base.config.model_type, 0.1 if weights.half else 5e-5
     around = [(length - 2, length + 5) for length in changes(weights.text_config)]
-    lengths = [n for n in (5, 8, *itertools.chain(*around)) if n + 12 <= limit]
+    lengths = [n for n in (5, 8, 64, *itertools.chain(*around)) if n + 12 <= limit]
+    if not lengths:
+        raise BadInput(f"{kind}: reads conversations of at most {limit} tokens, which is too short")
     if kind in REFUSED:
         raise BadInput(f"{kind}: cannot be trained here: {REFUSED[kind]}")
     weights.model.eval()
@@ -154,7 +159,7 @@ def share_beginnings(weights: Weights, text: tuple[int, ...], limit: int, longes
 def largest_gap(weights: Weights, sampler: Fast | Generate, text: tuple[int, ...], lengths: list[int]) -> Tensor:
     """Largest mean difference, over a conversation, between log-probabilities when sampled and in training, in nats.
 
-    In each of two turns four tokens are sampled; the conversations begin with as many tokens as `lengths` says.
+    In each of two turns, four tokens are sampled; the conversations begin with as many tokens as `lengths` says.
     """
     episodes = [Episode("probe", 0, [], "") for _ in lengths]
     for k, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
