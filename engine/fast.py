@@ -129,8 +129,6 @@ class Fast:
     longer. Conversations that would go beyond wait. With `cuda_graphs`, a GPU decodes by replaying captured steps.
     """
 
-    name = "fast"
-
     def __init__(self, weights: Weights, kv_tokens: int, cuda_graphs: bool = False):
         self.weights, self.device, self.kv_tokens = weights, weights.device, kv_tokens
         on_gpu = self.device.type == "cuda"

@@ -1,13 +1,14 @@
 """The sampler to read: transformers' own `generate`, on the exact ids of the conversations.
 
-Every reply begins with reading its whole conversation again, and a batch waits for its longest reply. In return it
-works for whatever transformers can generate with: recurrent states, convolutions, windows, chunks.
+Every reply begins with reading its whole conversation again, and a batch waits for its longest. In return it works for
+whatever transformers can generate with: recurrent states, convolutions, windows, chunks.
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor
 
 from batches import batches_by_length
@@ -23,7 +24,7 @@ class Draw(LogitsProcessor):
         self.weights, self.drafts = weights, drafts
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids [B, T], scores [B, V] -> scores that are -inf but for the token that was drawn."""
+        """scores [B, V] -> scores that are -inf but for the token that was drawn."""
         uniform = [[draft.rng.random()] for draft in self.drafts]  # [B][1]
         tokens, logps = self.weights.draw(scores, torch.tensor(uniform, dtype=torch.float64).to(scores.device))
         for draft, [token], [logp] in zip(self.drafts, tokens.tolist(), logps.tolist(), strict=True):
@@ -38,11 +39,9 @@ class Draw(LogitsProcessor):
 class Generate:
     """`sample` completes all drafts that it is given, in batches of at most `tokens` tokens, padding included.
 
-    For models that are disturbed by padding on the left, or by keeping anything of the tokens before: with `padding`
-    False only conversations of the same length share a batch, with `cache` False all is read again for every token.
+    For models that are disturbed by padding on the left, or by what they keep of earlier tokens: with `padding` False
+    only conversations of one length share a batch, with `cache` False all is read again for every token.
     """
-
-    name = "generate"
 
     def __init__(self, weights: Weights, tokens: int, padding: bool = True, cache: bool = True):
         self.weights, self.tokens, self.padding, self.cache = weights, tokens, padding, cache
@@ -63,9 +62,9 @@ class Generate:
             yield from batches_by_length({draft: draft.most for draft in group}, self.tokens)
 
     def _generate(self, drafts: list[Draft]) -> None:
-        longest = max(len(draft.episode.ids) for draft in drafts)
-        ids = torch.tensor([[0] * (longest - len(draft.episode.ids)) + draft.episode.ids for draft in drafts])  # [B, T]
-        mask = torch.tensor([[k >= longest - len(draft.episode.ids) for k in range(longest)] for draft in drafts])
+        rows = [torch.tensor(draft.episode.ids) for draft in drafts]
+        ids = pad_sequence(rows, batch_first=True, padding_side="left")  # [B, T]
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")  # [B, T]
         draw = Draw(self.weights, drafts)
         config = GenerationConfig(
             do_sample=False, max_new_tokens=max(draft.room for draft in drafts), use_cache=self.cache, pad_token_id=0
@@ -75,7 +74,7 @@ class Generate:
         try:
             with self.weights.precision():
                 model.generate(
-                    ids.to(device), attention_mask=mask.long().to(device), generation_config=config,
+                    ids.to(device), attention_mask=mask.to(device), generation_config=config,
                     logits_processor=[draw], stopping_criteria=[draw.complete],
                 )  # fmt: skip
         finally:

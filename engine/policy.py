@@ -52,11 +52,11 @@ class Policy(Weights):
             self, sampler, text, self.max_length, kv_tokens, memory, cuda_graphs
         )
         beside = f"; the adapter is not merged: {self.not_merged}" if self.not_merged else ""
-        self.why = f"sampler {self.sampler.name}: {why}{beside}"
+        self.why = f"sampler {self.sampler_name}: {why}{beside}"
 
     @property
     def sampler_name(self) -> str:
-        return self.sampler.name
+        return type(self.sampler).__name__.lower()
 
     @contextlib.contextmanager
     def sampling(self):
