@@ -7,7 +7,6 @@ which trains until they are over. With REHEARSAL=1 everything is tiny.
 """
 
 import contextlib
-import filecmp
 import functools
 import gc
 import importlib.util
@@ -16,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -458,12 +456,8 @@ def train_until(deadline: float, run_folder: Path) -> None:
 
 def pack(run_folder: Path, archive: Path, source: dict) -> None:
     """The run with its newest checkpoint alone, in one file, and with `source` in its settings: the GGUF file."""
-    newest = checkpoints(run_folder)[-1]
-    for file in (run_folder / "adapter").glob("*"):  # what is there twice is packed once
-        twin = newest / "adapter" / file.name
-        if twin.exists() and filecmp.cmp(file, twin, shallow=False):
-            file.unlink()
-            os.link(twin, file)
+    *older, _ = checkpoints(run_folder)  # the newest has the run's adapter in it, too
+    left_out = (run_folder / "adapter", *older)
     temporary = archive.with_name(f".tmp-{archive.name}")
     with tarfile.open(temporary, "w:gz") as tar:
         for file in sorted(path for path in run_folder.rglob("*") if path.is_file()):
@@ -473,7 +467,7 @@ def pack(run_folder: Path, archive: Path, source: dict) -> None:
                 entry = tar.gettarinfo(file, name)
                 entry.size = len(text)
                 tar.addfile(entry, io.BytesIO(text))
-            elif run_folder / "checkpoints" not in file.parents or newest in file.parents:
+            elif not any(folder in file.parents for folder in left_out):
                 tar.add(file, name)
     os.replace(temporary, archive)
 
@@ -484,7 +478,6 @@ def unpack(archive: Path, folder: Path, model: str) -> Path:
         tar.extractall(folder, filter="data")
     config, here = folder / "run" / "config.json", {"model": model, "gguf_file": "", "steps": 1000}
     config.write_text(json.dumps(json.loads(config.read_text()) | here, indent=1) + "\n")
-    shutil.rmtree(folder / "run" / "adapter", ignore_errors=True)
     return folder / "run"
 
 
