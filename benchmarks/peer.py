@@ -30,6 +30,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peer_trl import PACKAGES, Meter, report, reward  # noqa: E402
@@ -42,7 +44,7 @@ from journal import TRAIN_SEEDS  # noqa: E402
 from models import HERE  # noqa: E402
 from rollout import Reply, play  # noqa: E402
 
-TURNS = {"single": 1, "several": 4}  # case -> turns
+TURNS = {"single": 1, "several": 3}  # case -> turns
 
 
 class Recital(Task):
@@ -87,23 +89,29 @@ def walk(rng, turns: int) -> tuple[str, list[str]]:
 class Settings:
     model: str = flag("embedded-policy", "model folder or hub name")
     peer_python: str = flag("", "Python of a virtual environment with trl (how to make it: see above)")
-    dtype: str = flag("bfloat16", "weights, on both sides: bfloat16 or float32")
+    dtype: str = flag("auto", "weights, on both sides; auto: float32 on a CPU, bfloat16 on a GPU")
     gradient_checkpointing: bool = flag(True, "compute activations again in the backward pass, on both sides")
     cases: str = flag("single,several", f"of {', '.join(TURNS)}")
     prompts: int = flag(1, "prompts in a step")
     group_size: int = flag(8, "replies or conversations for each")
     reply_tokens: int = flag(32, "tokens of each reply")
     lora_rank: int = flag(16, "rank of the LoRA adapter")
-    steps: int = flag(3, "steps of each process that count")
+    steps: int = flag(2, "steps of each process that count")
     rounds: int = flag(2, "processes of each side, in turn")
     work: str = flag("", "used by this script itself: be the process of this project's side")
+
+
+def dtype_of(settings: Settings) -> str:
+    """Many CPUs compute in bfloat16 several times slower than in float32, so there float32 is fair to both."""
+    plain = "bfloat16" if torch.cuda.is_available() else "float32"
+    return plain if settings.dtype == "auto" else settings.dtype
 
 
 def config_of(settings: Settings, case: str) -> train.Config:
     """The training in the words of this project."""
     return train.Config(
         model=settings.model,
-        dtype=settings.dtype,
+        dtype=dtype_of(settings),
         gradient_checkpointing="on" if settings.gradient_checkpointing else "off",
         lora_rank=settings.lora_rank,
         env="recital",
@@ -188,24 +196,33 @@ def check_equal(ours: dict, peer: dict) -> None:
             raise BadInput(f"not comparable: this project trained on {a} tokens in a step, the peer on {b}")
 
 
-def summary(sides: dict[str, list[dict]]) -> tuple[list[str], float, float]:
-    """(a line for each side, how many times faster the first is than the second, its share of the memory).
+def values(numbers: list[float]) -> str:
+    """Their median, and all of them."""
+    return f"{statistics.median(numbers):.2f} ({' '.join(f'{number:.2f}' for number in numbers)})"
 
-    Seconds are medians over the steps of all processes, memory the median of the processes' peaks. The first step of a
+
+def summary(sides: dict[str, list[dict]]) -> list[str]:
+    """A line for each side and one with how the first compares to the second.
+
+    Times are medians over the steps of all processes, memory the median of the processes' peaks. The first step of a
     process does not count.
     """
-    lines, seconds, memory = [], [], []
+    lines, medians = [], []
     for side, reports in sides.items():
-        taken = [s for r in reports for s in r["seconds"][1:]]
+        seconds, core_seconds = ([s for r in reports for s in r[key][1:]] for key in ("seconds", "core_seconds"))
         peaks = [max(r["memory"][1:]) for r in reports]
-        seconds.append(statistics.median(taken))
-        memory.append(statistics.median(peaks))
+        medians.append([statistics.median(numbers) for numbers in (seconds, core_seconds, peaks)])
+        tokens = f"{reports[0]['sampled'][-1]} tokens sampled, {reports[0]['trained'][-1]} in sequences trained on"
         lines.append(
-            f"{side}: {seconds[-1]:.2f} s a step ({' '.join(f'{s:.2f}' for s in taken)}), "
-            f"{memory[-1]:.2f} GiB ({' '.join(f'{m:.2f}' for m in peaks)}), "
-            f"{reports[0]['sampled'][-1]} tokens sampled, {reports[0]['trained'][-1]} in sequences trained on"
+            f"{side}: {tokens}; a step: seconds {values(seconds)}, core seconds {values(core_seconds)}, "
+            f"peak GiB {values(peaks)}"
         )
-    return lines, seconds[1] / seconds[0], memory[0] / memory[1]
+    (seconds, core_seconds, peak), (peer_seconds, peer_core_seconds, peer_peak) = medians
+    lines.append(
+        f"this project is {peer_seconds / seconds:.2f} times as fast ({peer_core_seconds / core_seconds:.2f} by core "
+        f"seconds), with {peak / peer_peak:.2f} of the memory"
+    )
+    return lines
 
 
 def main() -> None:
@@ -247,9 +264,7 @@ def main() -> None:
             for side, reports in sides.items():
                 print(f"{side}: " + ", ".join(f"{name} {number}" for name, number in reports[0]["versions"].items()))
         print(f"\n{case}: {TURNS[case]} x {settings.reply_tokens} tokens, group of {settings.group_size}")
-        lines, faster, share = summary(sides)
-        print("\n".join(f"  {line}" for line in lines))
-        print(f"  this project is {faster:.2f} times as fast, with {share:.2f} of the memory")
+        print("\n".join(f"  {line}" for line in summary(sides)))
 
 
 if __name__ == "__main__":

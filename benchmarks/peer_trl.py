@@ -28,11 +28,12 @@ TOOLS_AS_TEXT = """{%- set plain = namespace(messages=[]) -%}
 
 
 class Meter:
-    """Seconds and peak memory (GiB) of successive steps: of the GPU what torch has allocated, without one what of the
-    process is resident, weights and libraries included."""
+    """Seconds, those of its processor cores together, and peak memory (GiB) of successive steps: of the GPU what torch
+    has allocated, without one what of the process is resident, weights and libraries included."""
 
     def __init__(self):
         self.seconds: list[float] = []
+        self.core_seconds: list[float] = []  # hardly longer on a machine that is busy with other work
         self.memory: list[float] = []
 
     def start(self) -> None:
@@ -40,7 +41,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats()
         elif Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far, that of loading
-        self.started = time.perf_counter()
+        self.started = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         if torch.cuda.is_available():
@@ -48,7 +49,8 @@ class Meter:
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resident_peak()
-        self.seconds.append(time.perf_counter() - self.started)
+        self.seconds.append(time.perf_counter() - self.started[0])
+        self.core_seconds.append(time.process_time() - self.started[1])
         self.memory.append(peak / 2**30)
 
 
@@ -65,7 +67,8 @@ def resident_peak() -> int:
 def report(side: str, packages: tuple[str, ...], meter: Meter, sampled: list[int], trained: list[int]) -> None:
     """The JSON line: `sampled` and `trained` are tokens by step, `trained` those of whole sequences."""
     line = {"side": side, "versions": {name: version(name) for name in packages}}
-    line |= {"seconds": meter.seconds, "memory": meter.memory, "sampled": sampled, "trained": trained}
+    line |= {"seconds": meter.seconds, "core_seconds": meter.core_seconds, "memory": meter.memory}
+    line |= {"sampled": sampled, "trained": trained}
     print(json.dumps(line), flush=True)
 
 
