@@ -96,7 +96,7 @@ class Settings:
     group_size: int = flag(8, "replies or conversations for each")
     reply_tokens: int = flag(32, "tokens of each reply")
     lora_rank: int = flag(16, "rank of the LoRA adapter")
-    steps: int = flag(2, "steps of each process that count")
+    steps: int = flag(1, "steps of each process that count")
     rounds: int = flag(2, "processes of each side, in turn")
     work: str = flag("", "used by this script itself: be the process of this project's side")
 
@@ -259,11 +259,11 @@ def main() -> None:
             for _ in range(settings.rounds):
                 for side, command in commands.items():
                     sides[side].append(run_side(command, work, scratch))
+                    print(f"{case}, {side}: {' '.join(f'{s:.1f}' for s in sides[side][-1]['seconds'])} s")
                 check_equal(*(reports[-1] for reports in sides.values()))
-        if case == cases[0]:
-            for side, reports in sides.items():
-                print(f"{side}: " + ", ".join(f"{name} {number}" for name, number in reports[0]["versions"].items()))
-        print(f"\n{case}: {TURNS[case]} x {settings.reply_tokens} tokens, group of {settings.group_size}")
+        print(f"{case}: turns {TURNS[case]}, {settings.reply_tokens} tokens each, group of {settings.group_size}")
+        for side, reports in sides.items():
+            print(f"  {side}: " + ", ".join(f"{name} {number}" for name, number in reports[0]["versions"].items()))
         print("\n".join(f"  {line}" for line in summary(sides)))
 
 
