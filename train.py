@@ -283,8 +283,9 @@ def optimise(
         optimizer.zero_grad()
     sums = accelerator.reduce(torch.tensor(list(totals.values()), device=accelerator.device), "sum").tolist()
     totals = dict(zip(totals, sums, strict=True))
-    tokens, forward, loss = max(1, totals.pop("tokens")), totals.pop("forward"), totals.pop("loss")
-    means = {"loss": loss / config.updates_per_batch} | {name: total / tokens for name, total in totals.items()}
+    tokens, forward, loss = totals.pop("tokens"), totals.pop("forward"), totals.pop("loss")
+    means = {"loss": loss / config.updates_per_batch}
+    means |= {name: total / max(1, tokens) for name, total in totals.items()}
     counts = {"skipped": skipped, "tokens_trained": int(tokens), "tokens_forward": int(forward)}
     largest = accelerator.gather(torch.tensor([largest], device=accelerator.device)).max().item()
     norm = statistics.mean(norms)

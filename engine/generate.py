@@ -66,9 +66,8 @@ class Generate:
         ids = pad_sequence(rows, batch_first=True, padding_side="left")  # [B, T]
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")  # [B, T]
         draw = Draw(self.weights, drafts)
-        config = GenerationConfig(
-            do_sample=False, max_new_tokens=max(draft.room for draft in drafts), use_cache=self.cache, pad_token_id=0
-        )
+        room = max(draft.room for draft in drafts)
+        config = GenerationConfig(do_sample=False, max_new_tokens=room, use_cache=self.cache, pad_token_id=0)
         model, device = self.weights.base, self.weights.device
         own, model.generation_config = model.generation_config, config  # else it fills in what is not set here
         try:

@@ -41,8 +41,8 @@ from engine.policy import Policy
 from environments.frozenlake_players import LakeRandom
 from envs import ENVS, BadInput, make_pack
 from models import Lora, add_adapter, load_model
-from rollout import play, run
-from train import Config, assign_advantages, collect, learning_rate_factor, optimise
+from rollout import Episode, play, run
+from train import Config, assign_advantages, collect, divergence, learning_rate_factor, optimise
 
 README = REPO / "README.md"
 SMALL = {
@@ -1139,6 +1139,33 @@ def test_episodes_without_advantage_are_left_out_and_the_gradient_stays(groups):
     assert means["tokens_trained"] == mask[kept].sum().item()
     assert means["tokens_forward"] == sum(len(episodes[row].ids) for row in kept)
     assert means["entropy"] == pytest.approx((entropy * mask)[kept].sum().item() / mask[kept].sum().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_episodes_in_which_nothing_was_sampled_are_left_out(kl_coef, groups):
+    """A prompt that is longer than the model can read leaves one."""
+    config = dataclasses.replace(PLAYED, grad_clip=1e9, kl_coef=kl_coef)
+    outcomes = []
+    for more in (0, 3):
+        policy = fresh_policy(config)
+        shake(policy)
+        before = trained_weights(policy)
+        episodes = assign_advantages(groups, PLAYED, Accelerator(cpu=True))
+        episodes += [Episode("solve", 0, [], "", advantage=1.0) for _ in range(more)]
+        apart = divergence(policy, episodes, config, Accelerator(cpu=True))
+        means = optimise(policy, plain_descent(policy), episodes, config, Accelerator(cpu=True), 0)
+        outcomes.append((before - trained_weights(policy), means, apart))
+    assert torch.equal(outcomes[0][0], outcomes[1][0]) and outcomes[0][0].abs().max() > 1e-4
+    assert outcomes[0][1:] == outcomes[1][1:]
+
+
+def test_a_batch_in_which_nothing_was_sampled_changes_nothing():
+    policy = fresh_policy()
+    before = trained_weights(policy)
+    episodes = [Episode("solve", 0, [], "") for _ in range(4)]
+    means = optimise(policy, plain_descent(policy), episodes, PLAYED, Accelerator(cpu=True), 0)
+    assert torch.equal(trained_weights(policy), before) and means["tokens_trained"] == 0
+    assert divergence(policy, episodes, PLAYED, Accelerator(cpu=True)) == 0
 
 
 def test_without_any_advantage_all_episodes_are_measured_and_nothing_is_learnt(groups):
