@@ -324,7 +324,8 @@ def load_policy(config: EvalConfig):
         cuda_graphs=config.cuda_graphs,
         sampler=config.sampler,
     )
-    print(policy.why)
+    if PartialState().is_main_process:
+        print(policy.why)
     return policy
 
 

@@ -116,17 +116,18 @@ def check_decoder(weights: Weights, text: tuple[int, ...]) -> None:
     """Raise BadInput unless the text decoder and the output head give the model's own predictions; sees whether the
     head alone does."""
     ids = torch.tensor([list(itertools.islice(itertools.cycle(text), 12))], device=weights.device)  # [1, 12]
-    with weights.precision():
-        want = weights.base(input_ids=ids, use_cache=False).logits[0].float()  # [12, V]
     hidden = weights.hidden_states(ids)[0]  # [12, d]
     found = weights.logits(hidden)  # [12, V]
+    with weights.precision():
+        want = weights.base(input_ids=ids, use_cache=False).logits[0].float()  # [12, V]
+        by_head = weights.head(hidden).float()  # [12, V]
     kind = weights.base.config.model_type
     if not want.isfinite().all():
         raise BadInput(f"{kind}: its weights give predictions that are not finite")
     tolerance = 0.1 if weights.half else 1e-3
     if not (found - want).abs().mean() < tolerance * want.std():
         raise BadInput(f"{kind}: its predictions are not those of its text decoder")
-    weights.plain_head = bool((weights.head(hidden).float() == found).all())
+    weights.plain_head = bool((by_head == found).all())
 
 
 @torch.no_grad()
@@ -138,6 +139,8 @@ def share_beginnings(weights: Weights, text: tuple[int, ...], limit: int, longes
     attention = weights.text_config._attn_implementation
     if attention not in ("sdpa", ATTENTION):
         return 0, f"attention is {attention!r}"
+    if not weights.base._supports_attention_backend:
+        return 0, "its attention cannot be replaced"
     tolerance = 0.1 if weights.half else 1e-3
 
     def same(one: Tensor, other: Tensor) -> bool:

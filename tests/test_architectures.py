@@ -18,20 +18,20 @@ TRAINS = {
     "gpt2": "fast",  # learnt positions, matrices the other way round, dropout of its own
     "bloom": "generate",  # ALiBi, no position_ids
     "Gemma-2-2b": "fast",  # windows, caps, tied
-    "Gemma-3-4b": "generate",  # windows, a vision part
+    "Gemma-3-4b": "fast",  # windows, a vision part
     "gpt-oss-20b": "fast",  # windows, sinks, fused experts with biases
     "Qwen3-30B-A3B": "fast",  # fused experts
     "Llama-4-Scout": "generate",  # chunks, a router that returns a tuple, a vision part
     "DeepSeek-V2-Lite": "fast",  # keys and values from a narrow layer
     "granite": "fast",  # scaled logits
-    "Phi-4-mini": "generate",  # other rotary factors beyond a length
+    "Phi-4-mini": "fast",  # other rotary factors beyond a length
     "Qwen3.5-0.8B": "generate",  # linear attention, a vision part
     "LFM2.5-1.2B": "generate",  # convolutions
     "Granite-4.0-H-Tiny": "generate",  # Mamba and fused experts
     "Nemotron-Nano-9B-v2": "generate",  # layers of one part each
     "mamba": "generate",  # no attention at all
     "recurrent_gemma": "generate",  # gated recurrences; only one row at a time is right
-    "Gemma-3n-E2B text": "generate",  # layers that use the keys of others
+    "Gemma-3n-E2B text": "fast",  # layers that use the keys of others
     "minimax": "generate",  # a cache of its own
 }
 
