@@ -81,7 +81,7 @@ def choose(
     """
     kind, tolerance = weights.base.config.model_type, 0.1 if weights.half else 5e-5
     around = [(length - 2, length + 5) for length in changes(weights.text_config)]
-    lengths = [n for n in (5, 8, 64, *itertools.chain(*around)) if n + 12 <= limit]
+    lengths = [n for n in (5, 8, *itertools.chain(*around)) if n + 12 <= limit]
     if not lengths:
         raise BadInput(f"{kind}: reads conversations of at most {limit} tokens, which is too short")
     if kind in REFUSED:
@@ -103,6 +103,7 @@ def choose(
         if wish == "fast":
             raise BadInput(f"sampler='fast': does not fit {kind}: {refused}; try --sampler generate")
     tokens = kv_tokens or max(1, int(memory / generate_bytes(weights, text)))
+    lengths += [64] if limit >= 76 else []  # what is off in a recurrent state adds up
     for padding, cache, remark in WAYS:
         gap = largest_gap(weights, Generate(weights, tokens, padding, cache), text, lengths)
         if gap < tolerance:
