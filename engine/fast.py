@@ -28,8 +28,10 @@ def refusal(weights: Weights) -> str:
     """Why the fast sampler cannot serve this model; empty if it may, which `probe.choose` then has to see."""
     config, kinds = weights.text_config, set(getattr(weights.text_config, "layer_types", None) or [])
     others = kinds - {"full_attention", "sliding_attention"}
-    if others or getattr(weights.base, "_is_stateful", False):
-        return f"it has layers that keep more than keys and values ({', '.join(sorted(others)) or 'a state'})"
+    if others:
+        return f"it has layers of other kinds than full and sliding attention ({', '.join(sorted(others))})"
+    if getattr(weights.base, "_is_stateful", False):
+        return "it keeps a state"
     if any(getattr(config, name, None) for name in CHOICES):
         return "its layers choose among the keys"
     if getattr(config, "is_encoder_decoder", False):
