@@ -15,8 +15,9 @@ different, so that every token is trained on.
 What differs: TRL samples with transformers' generate, in every turn from the whole conversation (it can also use vLLM,
 where that is installed and has room beside it; not measured here). Its loss is its default one. It suppresses the stop
 token to keep replies at their length; here it may be sampled, and the reply goes on. TRL leaves out the end-of-turn
-token of a reply that was cut, so its conversations are a token a turn shorter. This project spends a part of every step
-on a metric that TRL has not, the divergence from the model without its adapter.
+token of a reply that was cut, so its conversations are shorter by a token for every turn but the last. This project
+spends a part of every step on a metric that TRL has not, the divergence from the model without its adapter. Memory is
+the peak of the process while a step is under way, libraries included (on a GPU, of what torch has allocated).
 """
 
 import contextlib
