@@ -71,9 +71,6 @@ class Recital(Task):
         return "" if done else self.observations[self.turn], done
 
 
-ENVS["recital"] = Recital
-
-
 def walk(rng, turns: int) -> tuple[str, list[str]]:
     """(rules, observations) of a walk that is not over after that many turns."""
     while True:
@@ -227,6 +224,7 @@ def summary(sides: dict[str, list[dict]]) -> list[str]:
 
 
 def main() -> None:
+    ENVS["recital"] = Recital
     settings = parse_flags(Settings)
     if settings.work:
         return our_side(json.loads(Path(settings.work).read_text()))

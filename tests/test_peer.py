@@ -13,6 +13,12 @@ import peer  # noqa: E402
 from envs import BadInput  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def recital(monkeypatch):
+    """As main registers it, for one test."""
+    monkeypatch.setitem(peer.ENVS, "recital", peer.Recital)
+
+
 @pytest.mark.parametrize("python", ["", "no/such/python", sys.executable])
 def test_a_missing_peer_is_one_line(python):
     with pytest.raises(BadInput, match="^peer_python.*trl|^peer_python.*cannot be started") as error:
