@@ -29,7 +29,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import HfArgumentParser
 
-from engine.policy import Policy
+from engine.policy import Policy, policy_for
 from envs import BadInput, Pack, first_line, make_pack
 from models import add_adapter, load_model, merged_model
 from players import PLAYERS
@@ -314,16 +314,7 @@ def load_policy(config: EvalConfig):
     model, tokenizer = load_model(name, config.dtype, device, config.gguf_file, config.load_in_4bit)
     if adapter is not None:
         model = add_adapter(model, folder=adapter)
-    policy = Policy(
-        model,
-        tokenizer,
-        temperature=config.temperature,
-        max_reply_tokens=config.max_reply_tokens,
-        kv_tokens=config.kv_tokens,
-        merge=config.merge_adapter,
-        cuda_graphs=config.cuda_graphs,
-        sampler=config.sampler,
-    )
+    policy = policy_for(model, tokenizer, config)
     if PartialState().is_main_process:
         print(policy.why)
     return policy

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from batches import micro_batches, pad_batch
 from check import full_check, short_check
 from context import update_messages
-from engine.policy import Policy
+from engine.policy import Policy, policy_for
 from envs import BadInput, Pack, make_pack
 from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run, reference_players
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
@@ -416,16 +416,7 @@ def build(config: Config, accelerator: Accelerator):
     lr = config.lr or (2e-5 if is_large(model) else 5e-3)
     checkpoint_activations(model, config.gradient_checkpointing)
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
-    policy = Policy(
-        model,
-        tokenizer,
-        temperature=config.temperature,
-        max_reply_tokens=config.max_reply_tokens,
-        kv_tokens=config.kv_tokens,
-        merge=config.merge_adapter,
-        cuda_graphs=config.cuda_graphs,
-        sampler=config.sampler,
-    )
+    policy = policy_for(model, tokenizer, config)
     check_window(policy, config)
     if config.compile:
         policy.compile()

@@ -100,6 +100,20 @@ class Policy(Weights):
         return Reply(self.chat.text(draft.ids), len(draft.ids), truncated=draft.ids[-1] not in draft.stops)
 
 
+def policy_for(model, tokenizer, settings) -> Policy:
+    """A policy by the settings of a run or an evaluation, which have the same names for what concerns sampling."""
+    return Policy(
+        model,
+        tokenizer,
+        temperature=settings.temperature,
+        max_reply_tokens=settings.max_reply_tokens,
+        kv_tokens=settings.kv_tokens,
+        merge=settings.merge_adapter,
+        cuda_graphs=settings.cuda_graphs,
+        sampler=settings.sampler,
+    )
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free on the device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
