@@ -3,7 +3,7 @@
 The episodes of a training step begin with the same rules, those of a pack's first task with the same map. A batch
 [B, T] whose rows have their first P tokens in common goes through the model as one sequence [1, P + B * (T - P)]: the
 common beginning, then the rest of each row. What a layer does token by token it does once for the beginning; in
-`attention` the rows are put together again.
+`attention` the rest of each row sees the beginning, too.
 """
 
 import itertools
@@ -20,6 +20,9 @@ from rollout import Episode
 
 ATTENTION = "sdpa_common_beginning"  # its name among the attention implementations of transformers
 WORTHWHILE = 6  # a common beginning is used if it is at least 1/6 of the mean length
+# where attention with a mask costs as much as plain causal attention; a GPU has faster kernels for the latter, and rather
+# attends to the beginning once for each row
+MASKS_ARE_CHEAP = ("cpu", "meta")
 PASS = 512  # a further forward pass is taken to cost as much as so many tokens
 
 
@@ -27,21 +30,25 @@ def attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask:
     """Causal attention in one sequence that holds a common beginning and the rest of B rows.
 
     query [1, H, P + B * t, D]; key and value [1, H_kv, P + B * t, D]; attention_mask [1, 1, t, P + t]: what the rest of
-    a row sees of the row, which is all that came before. Returns [1, P + B * t, H, D] and None. The rows are put
-    together for it, [B, H, P + t, D], so that the kernels for plain causal attention serve. A mask for every query, or
-    none, is left to transformers.
+    a row sees of the row, which is all that came before. Returns [1, P + B * t, H, D] and None. A mask for every query,
+    or none, is left to transformers.
     """
     if attention_mask is None or attention_mask.shape[2] == query.shape[2]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     rest, length = attention_mask.shape[2:]
     shared = length - rest
-    rows = []
+    first, own, rows = [], [], []
     for states in (query, key, value):
-        own = states[0, :, shared:].unflatten(1, (-1, rest)).transpose(0, 1)  # [B, heads, t, D]
-        beginning = states[:, :, :shared].expand(len(own), -1, -1, -1)  # [B, heads, P, D]
-        rows.append(torch.cat([beginning, own], dim=2))  # [B, heads, P + t, D]
-    out, _ = sdpa_attention_forward(module, *rows, None, **options)  # [B, P + t, H, D]
-    return torch.cat([out[:1, :shared], out[:, shared:].flatten(0, 1)[None]], dim=1), None
+        first.append(states[:, :, :shared])  # [1, heads, P, D]
+        own.append(states[0, :, shared:].unflatten(1, (-1, rest)).transpose(0, 1))  # [B, heads, t, D]
+        rows.append(torch.cat([first[-1].expand(len(own[-1]), -1, -1, -1), own[-1]], dim=2))  # [B, heads, P + t, D]
+    if query.device.type in MASKS_ARE_CHEAP:
+        beginning, _ = sdpa_attention_forward(module, *first, None, **options)  # [1, P, H, D]
+        others, _ = sdpa_attention_forward(module, own[0], *rows[1:], attention_mask, **options)  # [B, t, H, D]
+    else:
+        out, _ = sdpa_attention_forward(module, *rows, None, **options)  # [B, P + t, H, D]
+        beginning, others = out[:1, :shared], out[:, shared:]
+    return torch.cat([beginning, others.flatten(0, 1)[None]], dim=1), None
 
 
 AttentionInterface.register(ATTENTION, attention)

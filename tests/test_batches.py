@@ -185,10 +185,14 @@ def alike(shared, rows=3, length=40, seed=0):
     return ids, mask
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("shared", [1, 20, 30])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_common_beginning_changes_neither_probabilities_nor_gradients(name, shared, checkpointing, tokenizer):
+def test_a_common_beginning_changes_neither_probabilities_nor_gradients(
+    name, shared, checkpointing, masked, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(batching, "MASKS_ARE_CHEAP", ("cpu",) if masked else ())
     torch.manual_seed(0)
     model = small_llama(tokenizer, **ARCHITECTURES[name])
     if checkpointing:
