@@ -60,3 +60,13 @@ def make_pack(env: str, seed: int, size: int, level: str = "train", ralph: bool 
     if ralph:
         tasks = [copy.copy(tasks[0]) for _ in range(size)]
     return Pack(env, seed, size, level, ralph, tasks)
+
+
+def name_of(env: str) -> str:
+    return env
+
+
+def players(env: str) -> dict:
+    from players import PLAYERS
+
+    return {label: player(0) for label, player in PLAYERS.get(env, {}).items()}

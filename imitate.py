@@ -24,26 +24,26 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from batches import micro_batches, pad_batch
-from chat import ChatFormat
+from engine.batches import training_batches
+from engine.chat import ChatFormat
+from engine.command_line import command_line, parse_flags
+from engine.embedded import MEDIOCRE, build_model, build_tokenizer, drill
+from engine.errors import BadInput, first_line
+from engine.models import Lora, add_adapter, checkpoint_activations, load_model, merged_model
 from engine.policy import Policy
-from environments.frozenlake import MOVES
-from environments.frozenlake_players import ACTIONS, Planner
+from engine.settings import check_bounds, flag
+from environments.frozenlake_players import Planner
 from environments.player import Player
-from envs import BadInput, first_line, make_pack
-from eval import command_line, flag, parse_flags, summarise
-from journal import phase
-from models import Lora, add_adapter, checkpoint_activations, load_model, merged_model
+from envs import make_pack
+from eval import summarise
+from record.run import phase
 from rollout import Episode, Reply, Rollout, play, run
 
 PLANNERS = {  # settings of the players that can be imitated
     "clean": {},
-    "mediocre": {"plan": 0.8, "recall": 0.35, "write": 0.5, "wrong": 0.1},
+    "mediocre": MEDIOCRE,
 }
 SAVE_EVERY = 10  # optimiser steps, of a warm start
 
@@ -56,18 +56,22 @@ class ImitateConfig:
     player: Literal["clean", "mediocre"] = flag("clean", "whom to imitate (with --model)")
     spell_out: bool = flag(False, "it compares rows and columns, and says what it knows of good ways (with --model)")
     level: Literal["tiny", "train", "hard"] = flag("tiny", "level of FrozenLake (with --model)")
-    steps: int = flag(100, "optimiser steps (with --model)")
-    packs_per_step: int = flag(24, "packs played by the player in a step")
-    pack_size: int = flag(4, "tasks in a pack")
-    lr: float = flag(5e-4, "peak learning rate; it rises over the first tenth, then falls to a tenth (with --model)")
-    lora_rank: int = flag(0, "train a LoRA adapter of this rank, merged at the end; 0: all weights (with --model)")
-    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)")
+    steps: int = flag(100, "optimiser steps (with --model)", at_least=1)
+    packs_per_step: int = flag(24, "packs played by the player in a step", at_least=1)
+    pack_size: int = flag(4, "tasks in a pack", at_least=1)
+    lr: float = flag(
+        5e-4, "peak learning rate; it rises over the first tenth, then falls to a tenth (with --model)", above=0
+    )
+    lora_rank: int = flag(
+        0, "train a LoRA adapter of this rank, merged at the end; 0: all weights (with --model)", at_least=0
+    )
+    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)", at_least=1)
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored (with --model)")
     gradient_checkpointing: Literal["auto", "on", "off"] = flag(
         "auto", "compute activations again in the backward pass; auto: for models above 100 million weights"
     )
     compile: bool = flag(False, "train through compiled layers (with --model)")
-    seed: int = flag(0, "seed of the weights, the packs and the player")
+    seed: int = flag(0, "seed of the weights, the packs and the player", at_least=0, below=2**32)
 
 
 class Teacher:
@@ -161,9 +165,8 @@ def imitate(
         n_tokens = sum(episode.n_sampled for episode in episodes)
         total = 0.0
         policy.train_mode()
-        for batch, shared in micro_batches(episodes, budget, policy.shares_up_to):
-            ids, mask, _ = pad_batch(batch, policy.device)  # [B, T], [B, T]
-            logp, _ = policy.logprobs(ids, mask, shared)  # [B, T]
+        for batch in training_batches(episodes, budget, policy):
+            logp, _ = policy.logprobs_of(batch)  # [B, T]
             loss = -logp.sum() / n_tokens
             loss.backward()
             total += loss.item()
@@ -193,80 +196,6 @@ def sample_packs(policy: Policy, packs: int, level: str, pack_size: int, seed: i
 
 # ---------------------------------------------------------------------------------------------------------
 # The embedded policy
-
-VALUE = "Direction [1-4]|unknown"  # what is looked up, copied and learnt: always a token of its own
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
-
-def phrases(texts: set[str]) -> list[str]:
-    """Every line of the texts, cut where a value stands. A line break goes with the line it ends; right behind a value
-    it goes with what follows, so that a value is always the next token after its key ("- up: ", "\\n- down: ")."""
-    pieces = set()
-    for text in texts:
-        for k, part in enumerate(re.split(f"({VALUE})", text)):
-            pieces.update([part] if k % 2 else re.findall(r"\n?[^\n]+\n?", part))
-    return sorted(piece for piece in pieces if len(piece) > 1)
-
-
-def build_tokenizer() -> PreTrainedTokenizerBase:
-    """Bytes, plus one token for every phrase of level tiny: a conversation there is 50-70 tokens long.
-
-    Any other text is spelled in bytes, so the policy reads every prompt that a large model reads.
-    """
-    games = [play(make_pack("frozenlake", seed, 4, "tiny")) for seed in range(2000)]
-    rollouts = run(games, Planner(0, **PLANNERS["mediocre"]))
-    texts = {message["content"] for rollout in rollouts for e in rollout.episodes for message in e.messages}
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    roles = [
-        AddedToken(f"<|{name}|>", special=True, normalized=False) for name in ("system", "user", "assistant", "end")
-    ]
-    tokenizer.add_special_tokens(roles)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases(texts)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", model_max_length=8192)
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        tie_word_embeddings=True,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        initializer_range=0.1,  # at the usual 0.02 so small a model does not learn to look values up
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    return Qwen3ForCausalLM(config)
-
-
-def drill(chat: ChatFormat, rng: random.Random, lines: int = 24) -> Episode:
-    """Loose hint, reply and effect lines under one mapping; to be learnt: each value that an earlier line has shown."""
-    action_of = dict(zip(MOVES, rng.sample(ACTIONS, 4), strict=True))
-    shown: set[str] = set()
-    episode = Episode("drill", 0, [], "")
-    effect = ": row 1, column 2 to row 1, column 1.\n"
-    kinds = [("- {}: ", ""), ("\n- {}: ", ""), ("You moved {} with ", effect), ("Go {}: <answer>", "</answer>")]
-    for _ in range(lines):
-        way = rng.choice(list(MOVES))
-        key, rest = rng.choice(kinds)
-        episode.add(chat.encode(key.format(way)))
-        episode.add(chat.encode(action_of[way]), [0.0] if way in shown else None)
-        episode.add(chat.encode(rest))
-        shown.add(way)
-    return episode
 
 
 def hint_quality(rollouts: list[Rollout]) -> tuple[float, float]:
@@ -303,9 +232,10 @@ def build_embedded(config: ImitateConfig) -> Policy:
     clean = lessons(Planner(config.seed), chat, config, 10**6)
     goal = imitate(policy, clean, 600, lambda _: 3e-3, "clean player", budget, good_hints)
     require(goal, "clean player", "hints after three tasks: at least 80 % right, under 5 % wrong")
-    policy.temperature = 2.0  # learnt at 2, sampled at 1: next to nothing is left for tokens that do not belong there
+    # learnt at 2, sampled at 1: next to nothing is left for tokens that do not belong there
+    policy.settings = dataclasses.replace(policy.settings, temperature=2.0)
     imitate(policy, clean, 200, lambda progress: 2e-3 * (1 - 0.95 * progress), "clean player, settling", budget)
-    policy.temperature = 1.0
+    policy.settings = dataclasses.replace(policy.settings, temperature=1.0)
     record = summarise("clean", sample_packs(policy, 512, "tiny", 4, 0))
     goal = record["success"][3] >= 0.9 and record["broken_format"] < 0.005
     require(goal, "clean player, settling", f"success {record['success']}, broken format {record['broken_format']:.2%}")
@@ -318,13 +248,35 @@ def build_embedded(config: ImitateConfig) -> Policy:
     return policy
 
 
+def imitate_player(config: ImitateConfig, partial: Partial) -> Policy:
+    """Let the model of the settings imitate the player; returns it, its adapter not yet merged."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_model(config.model, config.dtype, device, config.gguf_file)
+    checkpoint_activations(model, config.gradient_checkpointing)
+    if config.lora_rank:
+        model = add_adapter(model, Lora(config.lora_rank, 2 * config.lora_rank))
+    policy = Policy(model, tokenizer)
+    if config.compile:
+        policy.compile()
+    player = Planner(config.seed, **PLANNERS[config.player], spell_out=config.spell_out)
+    batches = lessons(player, policy.chat, config, 10**6 * (config.seed + 1))
+    remedy = "lower --tokens-per-microbatch (or use --lora-rank); the same line goes on"
+    with phase("imitation", remedy, policy.device, {}):
+        imitate(
+            policy,
+            batches,
+            config.steps,
+            lr=rise_and_fall(config.lr),
+            name=f"{config.player} player",
+            budget=config.tokens_per_microbatch,
+            partial=partial,
+        )
+    return policy
+
+
 def main() -> None:
     config = parse_flags(ImitateConfig)
-    for name in ("steps", "packs_per_step", "pack_size", "lr", "tokens_per_microbatch"):
-        if not getattr(config, name) > 0:
-            raise BadInput(f"{name}={getattr(config, name)}: must be above 0")
-    if config.lora_rank < 0:
-        raise BadInput(f"lora_rank={config.lora_rank}: must be at least 0")
+    check_bounds(config)
     if not config.output or Path(config.output).exists():
         raise BadInput(f"output={config.output!r}: name a folder that does not exist yet")
     settings = dataclasses.asdict(config)
@@ -333,26 +285,11 @@ def main() -> None:
     partial = Partial(Path(f"{config.output}.partial"), settings)
     partial.read()  # other settings end here
     torch.manual_seed(config.seed)
-    if not config.model:
-        policy = build_embedded(dataclasses.replace(config, level="tiny", pack_size=4))
-        model = policy.model
+    if config.model:
+        policy = imitate_player(config, partial)
     else:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, tokenizer = load_model(config.model, config.dtype, device, config.gguf_file)
-        checkpoint_activations(model, config.gradient_checkpointing)
-        if config.lora_rank:
-            model = add_adapter(model, Lora(config.lora_rank, 2 * config.lora_rank))
-        policy = Policy(model, tokenizer)
-        if config.compile:
-            policy.compile()
-        player = Planner(config.seed, **PLANNERS[config.player], spell_out=config.spell_out)
-        batches = lessons(player, policy.chat, config, 10**6 * (config.seed + 1))
-        name, lr, budget = f"{config.player} player", rise_and_fall(config.lr), config.tokens_per_microbatch
-        remedy = "lower --tokens-per-microbatch (or use --lora-rank); the same line goes on"
-        with phase("imitation", remedy, policy.device, {}):
-            imitate(policy, batches, config.steps, lr, name, budget, partial=partial)
-        if config.lora_rank:
-            model = merged_model(model)
+        policy = build_embedded(dataclasses.replace(config, level="tiny", pack_size=4))
+    model = merged_model(policy.model) if config.model and config.lora_rank else policy.model
     model.save_pretrained(config.output)
     policy.chat.tokenizer.save_pretrained(config.output)
     partial.path.unlink(missing_ok=True)

@@ -21,14 +21,14 @@ TOO_LONG = "The conversation has become too long, so the task ends here."
 class Reply:
     """What a policy answered to a conversation.
 
-    `truncated`: cut by the length cap before a stop token came. `outgrown`: nothing was sampled, because the
+    `truncated`: cut by the length cap before a stop token came. `context_full`: nothing was sampled, because the
     conversation is longer than the model can read.
     """
 
     text: str
     n_tokens: int = 0
     truncated: bool = False
-    outgrown: bool = False
+    context_full: bool = False
 
 
 @dataclass(eq=False)  # an episode is an object with an identity: the sampler keeps its KV cache by it
@@ -47,7 +47,7 @@ class Episode:
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
-    noise: str = ""  # names the stream of random numbers that its replies are sampled with; set by `run`
+    rng_key: str = ""  # names the stream of random numbers that its replies are sampled with; set by `run`
     outcome: float = 0.0  # solve: the environment's reward
     reward: float = 0.0  # what is trained on: outcome with the length penalty, or the update's format reward
     advantage: float = 0.0  # set by the trainer
@@ -123,10 +123,10 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
         while not done:
             reply = yield episode
             episode.replies.append(reply)
-            observation, done = (TOO_LONG, True) if reply.outgrown else task.step(reply.text)
+            observation, done = (TOO_LONG, True) if reply.context_full else task.step(reply.text)
             episode.messages.append({"role": "assistant", "content": reply.text})
             episode.messages.append({"role": "user", "content": quote(observation)})
-        outcome, feedback = (0.0, TOO_LONG) if reply.outgrown else (task.reward, task.feedback)
+        outcome, feedback = (0.0, TOO_LONG) if reply.context_full else (task.reward, task.feedback)
         episode.outcome, episode.broken_format = outcome, task.broken_format
         lengths = [reply.n_tokens for reply in episode.replies]
         episode.reward = penalties.solve_reward(outcome, lengths, task.max_turns)
@@ -172,7 +172,7 @@ def run(
     with tqdm(total=len(games), desc=progress, unit="pack", disable=hidden, delay=BAR_DELAY, leave=False) as bar:
 
         def ask(i: int, episode: Episode) -> None:
-            episode.noise = f"{seed}/{first + i}/{episode.kind}/{episode.position}"
+            episode.rng_key = f"{seed}/{first + i}/{episode.kind}/{episode.position}"
             under_way[episode] = i
             asking.append(episode)
 

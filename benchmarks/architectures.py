@@ -39,12 +39,13 @@ from tiny_models import APART, CAUSAL, SHAPES, build  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 import train  # noqa: E402
-from batches import pad_batch  # noqa: E402
-from check import short_check  # noqa: E402
+from engine.batches import pad_batch  # noqa: E402
+from engine.check import short_check  # noqa: E402
+from engine.models import REPO, Lora, LoraLayer, add_adapter, load_model, text_decoder  # noqa: E402
 from engine.policy import Policy  # noqa: E402
+from engine.settings import Sampling
 from envs import BadInput, first_line, make_pack  # noqa: E402
 from eval import EvalConfig, merge  # noqa: E402
-from models import HERE, Lora, LoraLayer, add_adapter, load_model, text_decoder  # noqa: E402
 from rollout import Episode  # noqa: E402
 
 TOLERANCE = 1e-3  # nats, in single precision
@@ -61,7 +62,7 @@ def message(role: str, words: int, seed: int) -> dict:
 def converse(policy: Policy) -> list[Episode]:
     """Conversations of mixed lengths with their replies."""
     episodes = [
-        Episode("solve", 0, [message("system", 2, 5), message("user", words, n)], "", noise=str(n))
+        Episode("solve", 0, [message("system", 2, 5), message("user", words, n)], "", rng_key=str(n))
         for n, (words, _) in enumerate(CONVERSATIONS)
     ]
     turns = {episode: list(later) for episode, (_, later) in zip(episodes, CONVERSATIONS, strict=True)}
@@ -71,7 +72,7 @@ def converse(policy: Policy) -> list[Episode]:
             answers, asking = policy.reply(asking), []
             for episode, reply in answers:
                 waiting.remove(episode)
-                if turns[episode] and not reply.outgrown:
+                if turns[episode] and not reply.context_full:
                     words = turns[episode].pop(0)
                     episode.messages += [{"role": "assistant", "content": reply.text}, message("user", words, 3)]
                     asking.append(episode)
@@ -92,7 +93,7 @@ def gaps(policy: Policy, episodes: list[Episode]) -> dict[str, torch.Tensor]:
         one_ids, one_mask, one_logps = pad_batch([episode], policy.device)  # [1, t] each
         with policy.precision():
             logits = policy.model(input_ids=one_ids, use_cache=False).logits.float()  # [1, t, V]
-        logp = (logits / policy.temperature).log_softmax(-1)[:, :-1].gather(2, one_ids[:, 1:, None])[..., 0]  # [1, t-1]
+        logp = (logits / policy.settings.temperature).log_softmax(-1)[:, :-1].gather(2, one_ids[:, 1:, None])[..., 0]  # [1, t-1]
         own.append((logp - one_logps[:, 1:])[one_mask[:, 1:]])
     return {"trainer": (trained - logps)[mask].abs(), "own": torch.cat(own).abs()}
 
@@ -139,7 +140,7 @@ def examine(name: str, folder: Path, found: dict) -> None:
     found["stage"] = "build"
     if name in APART:
         raise NotBuilt(APART[name])
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "embedded-policy")
+    tokenizer = AutoTokenizer.from_pretrained(REPO / "embedded-policy")
     model = build(name, len(tokenizer))
     base = folder / "base"
     model.save_pretrained(base)
@@ -158,11 +159,11 @@ def examine(name: str, folder: Path, found: dict) -> None:
     model = add_adapter(model, Lora())
     found["adapted"] = adapted(model)
     found["stage"] = "policy"
-    policy = Policy(model, tokenizer, max_reply_tokens=CHECK_REPLY)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=CHECK_REPLY))
     found |= {"sampler": policy.sampler_name, "why": policy.why}
     found["stage"] = "self-check"
     found["check"] = short_check(policy, make_pack("frozenlake", 0, 2, "tiny"))
-    policy.max_reply_tokens = REPLY
+    policy.settings = replace(policy.settings, max_reply_tokens=REPLY)
     wrong = []
     changed = (predictions(model, ids) - want).abs().max().item()
     if not changed < TOLERANCE:

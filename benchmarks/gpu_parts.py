@@ -31,20 +31,20 @@ import memory
 import torch
 import transformers
 from gpu import SKIPPED, read_figures
+from record.folder import checkpoints, open_run, save_checkpoint
 from shared import Settings, counted_replays
 
 import train
-from batches import pad_batch
-from check import play_a_little
+from engine.batches import pad_batch
+from engine.check import play_a_little
+from engine.models import REPO, checkpoint_activations, load_model
 from engine.policy import Policy
+from engine.settings import Sampling
 from environments.frozenlake_players import Planner
 from envs import BadInput, make_pack
 from eval import command_line, parse_flags
 from imitate import PLANNERS, imitate, lessons, rise_and_fall
 from imitate import ImitateConfig as Imitation
-from journal import checkpoints, open_run, save_checkpoint
-from models import HERE as REPO
-from models import checkpoint_activations, load_model
 from rollout import play, run
 
 # benchmarks/rollout.py, beside which there is rollout.py
@@ -120,7 +120,7 @@ def smoke(figure: Figures, _folder: Path, _seconds: float) -> None:
     with_graphs(figure, policy, "embedded policy", ">= 1")
     shape = "tiny" if REHEARSAL else "Qwen3-0.6B"
     policy = Settings(shape=shape).policy()
-    policy.max_reply_tokens = 32
+    policy.settings = replace(policy.settings, max_reply_tokens=32)
     as_trained(figure, policy, f"shape {shape}", "<= 0.1")
     with_graphs(figure, policy, f"shape {shape}")
 
@@ -175,7 +175,7 @@ def as_trained(figure: Figures, policy: Policy, name: str, goal: str) -> None:
 
 def with_graphs(figure: Figures, plain: Policy, name: str, goal: str = "") -> None:
     """CUDA graphs against plain steps, on the same games: the same tokens?"""
-    captured = Policy(plain.model, plain.chat.tokenizer, max_reply_tokens=plain.max_reply_tokens, cuda_graphs=True)
+    captured = Policy(plain.model, plain.chat.tokenizer, replace(plain.settings, cuda_graphs=True))
     found = []
     with counted_replays() as replays, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -217,7 +217,7 @@ def limits_part(figure: Figures, _folder: Path, _seconds: float) -> None:
     training("eager")
     decoding(policy, "eager")
     with counted_replays() as replays:
-        decoding(Policy(policy.model, policy.chat.tokenizer, cuda_graphs=True), "CUDA graphs")
+        decoding(Policy(policy.model, policy.chat.tokenizer, Sampling(cuda_graphs=True)), "CUDA graphs")
     figure("CUDA graphs replayed", len(replays))
     policy = settings.policy()  # one whose activations are kept
     training("eager, activations kept")

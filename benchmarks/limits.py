@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from shared import Settings, wait_for
 
+from engine.models import checkpoint_activations, n_weights
 from engine.policy import Policy
 from eval import command_line, flag, parse_flags
-from models import checkpoint_activations, n_weights
 from rollout import Episode
 
 
@@ -84,8 +84,8 @@ def decoding(policy: Policy, settings: LimitSettings) -> tuple[float, float]:
     policy.chat.open_turn, policy.chat.stop_ids = lambda episode: episode.add([1] * length), set()
 
     def replies(tokens: int) -> None:
-        policy.max_reply_tokens = tokens
-        asking = [Episode("solve", 0, [], "", noise=str(row)) for row in range(rows)]
+        policy.settings = replace(policy.settings, max_reply_tokens=tokens)
+        asking = [Episode("solve", 0, [], "", rng_key=str(row)) for row in range(rows)]
         answered = 0
         while answered < rows:
             answered += len(policy.reply(asking))

@@ -75,12 +75,12 @@ def rollout_phase(policy: Policy, optimizer, config: Settings, accelerator: Acce
     others are sampled without it at the end. Those that `kv_tokens` has no room for wait, as always.
     """
     total, reply = config.episode_tokens, 3
-    episodes = [Episode("solve", 0, [], "", noise=str(k)) for k in range(config.rollouts_at_once)]
+    episodes = [Episode("solve", 0, [], "", rng_key=str(k)) for k in range(config.rollouts_at_once)]
     prompts = {episode: [total // 2, total - total // 2 - 64 - 3 * reply, 64] for episode in episodes}
     room = {episode: reply if k % 4 else reply - 1 for k, episode in enumerate(episodes)}
     policy.sampler.kv_tokens = config.kv_tokens or total * len(episodes)
-    policy.chat.open_turn = lambda episode: episode.add([int(episode.noise)] * prompts[episode].pop(0))  # none alike
-    policy.chat.text, policy.chat.stop_ids, policy.room = lambda ids: "", set(), room.get
+    policy.chat.open_turn = lambda episode: episode.add([int(episode.rng_key)] * prompts[episode].pop(0))  # none alike
+    policy.chat.text, policy.chat.stop_ids, policy.max_new_tokens = lambda ids: "", set(), room.get
     with policy.sampling():
         asking, to_come = episodes, 3 * len(episodes)  # replies
         while to_come:

@@ -36,13 +36,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peer_trl import PACKAGES, Meter, report, reward  # noqa: E402
+from record.folder import TRAIN_SEEDS  # noqa: E402
 
 import train  # noqa: E402
+from engine.models import REPO  # noqa: E402
 from environments.frozenlake import FrozenLake  # noqa: E402
 from envs import ENVS, BadInput, Task  # noqa: E402
 from eval import command_line, flag, parse_flags  # noqa: E402
-from journal import TRAIN_SEEDS  # noqa: E402
-from models import HERE  # noqa: E402
 from rollout import Reply, play  # noqa: E402
 
 TURNS = {"single": 1, "several": 3}  # case -> turns
@@ -250,7 +250,7 @@ def main() -> None:
                 "games": games(settings, case),
                 "longest": 1 << 16,  # no conversation is cut
                 "prompts": config.packs_per_step,
-                "model": str(HERE / config.model) if (HERE / config.model).exists() else config.model,
+                "model": str(REPO / config.model) if (REPO / config.model).exists() else config.model,
                 **{key: getattr(config, key) for key in ("dtype", "group_size", "lora_rank", "steps", "lr")},
                 "reply_tokens": settings.reply_tokens,
                 "gradient_checkpointing": settings.gradient_checkpointing,

@@ -35,7 +35,7 @@ class Scripted:
     def texts(self, episodes: list[Episode]) -> list[str]:
         replies = []
         for episode in episodes:  # a player for each game: what one game draws does not depend on the others
-            player = self.players.setdefault(episode.noise.split("/")[1], Planner(0, spell_out=self.spell_out))
+            player = self.players.setdefault(episode.rng_key.split("/")[1], Planner(0, spell_out=self.spell_out))
             replies.append(player.reply([episode])[0][1].text)
         return replies
 
@@ -60,7 +60,7 @@ class Naive(Scripted):
         batch = self.tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
         with self.policy.precision():
             self.model.generate(
-                **batch.to(self.model.device), do_sample=True, temperature=self.policy.temperature, top_k=0, top_p=1.0,
+                **batch.to(self.model.device), do_sample=True, temperature=self.policy.settings.temperature, top_k=0, top_p=1.0,
                 min_new_tokens=max(lengths), max_new_tokens=max(lengths), pad_token_id=self.tokenizer.eos_token_id,
             )  # fmt: skip
         self.sampled += sum(lengths)
@@ -92,7 +92,7 @@ class Continuous(Scripted):
     def __init__(self, policy: Policy, spell_out: bool = False):
         super().__init__(policy.chat, spell_out)
         self.sampled, self.waiting = 0, {}
-        sampling = GenerationConfig(do_sample=True, temperature=policy.temperature, top_k=0, top_p=1.0, eos_token_id=-1)
+        sampling = GenerationConfig(do_sample=True, temperature=policy.settings.temperature, top_k=0, top_p=1.0, eos_token_id=-1)
         self.model = policy.model.get_base_model()  # its layers have the adapter in them, merged or not
         self.attention = self.model.config._attn_implementation
         self.model.set_attn_implementation("sdpa")  # from there it finds its own: flash attention, or a paged one
@@ -125,7 +125,7 @@ class FixedLengths(Policy):
 
     lengths: dict[Episode, int]
 
-    def room(self, episode: Episode) -> int:
+    def max_new_tokens(self, episode: Episode) -> int:
         return self.lengths[episode]
 
 

@@ -13,10 +13,10 @@ from transformers.models.qwen3 import modeling_qwen3
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from engine.models import REPO, Lora, add_adapter, load_model  # noqa: E402
 from engine.policy import Policy  # noqa: E402
 from envs import Pack, make_pack  # noqa: E402
 from eval import flag  # noqa: E402
-from models import HERE, Lora, add_adapter, load_model  # noqa: E402
 from train import bitsandbytes  # noqa: E402
 
 COLUMNS = "hidden_size num_hidden_layers intermediate_size num_attention_heads tie_word_embeddings".split()
@@ -96,7 +96,7 @@ def random_model(name: str, in_4bit: bool, device: torch.device | str):
     with torch.device(device), mock.patch.object(modeling_qwen3, "Qwen3DecoderLayer", layer):
         model = Qwen3ForCausalLM._from_config(shape, dtype=torch.float32 if name == "tiny" else torch.bfloat16)
     model.is_loaded_in_4bit = in_4bit  # peft asks
-    return model, AutoTokenizer.from_pretrained(HERE / "embedded-policy")
+    return model, AutoTokenizer.from_pretrained(REPO / "embedded-policy")
 
 
 def quantise(linear: torch.nn.Linear) -> None:

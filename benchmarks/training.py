@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from shared import Settings, wait_for
 
-from batches import batches_by_length, micro_batches, pad_batch
+from engine.batches import batches_by_length, micro_batches, pad_batch
 from engine.policy import Policy
 from environments.frozenlake_players import Planner
 from eval import command_line, parse_flags
@@ -95,7 +95,7 @@ def main() -> None:
     passes = {
         "a sample for each turn": by_length(turns, budget),
         "a sequence for each episode": by_length(episodes, budget),
-        "the same, common beginnings read once": micro_batches(episodes, budget, policy.shares_up_to),
+        "the same, common beginnings read once": micro_batches(episodes, budget, policy.prefix_limit),
     }
     ways: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
         name: functools.partial(padded, policy, batches) for name, batches in passes.items()

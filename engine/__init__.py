@@ -1,10 +1,7 @@
-"""From conversations to tokens and back: the machinery between the method's scripts and a Hugging Face model.
+"""From conversations to tokens and back. train.py, eval.py and imitate.py call `Policy` (policy.py) and
+`training_batches` (batches.py).
 
-    weights    the model: precision, merging the adapter, log-probabilities for training
-    generate   the sampler to read: transformers' own `generate`; works for every architecture
-    fast       the same samples from a KV cache of its own, for models that keep keys and values
-    policy     a chat format, the weights and the sampler that fits them; what train.py and eval.py use
-    probe      does a sampler say the same as the trainer, at every length where the model may change its ways?
-
-The scripts call `Policy`. To change how a token is drawn, touch `Weights.draw`; everything else here is for speed.
+To touch: settings.py (a setting and its bounds), generate.py (how a token is sampled), chat.py (templates). Machinery:
+fast.py (a sampler with its own KV cache), probe.py (which sampler serves a model), batches.py (beginnings that
+sequences share), weights.py (merging, log-probabilities), processes.py (several GPUs), command_line.py, check.py.
 """

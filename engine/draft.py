@@ -8,14 +8,14 @@ from rollout import Episode
 
 @dataclass(eq=False)
 class Draft:
-    """A reply that is being sampled: at most `room` tokens, or up to a token of `stops`.
+    """A reply that is being sampled: at most `max_new_tokens` tokens, or up to a token of `stops`.
 
     `rng` is the conversation's own: what is drawn does not depend on what else is in the batch. `row` is the fast
     sampler's place for the conversation.
     """
 
     episode: Episode
-    room: int
+    max_new_tokens: int
     stops: set[int]
     rng: random.Random
     ids: list[int] = field(default_factory=list)
@@ -24,12 +24,12 @@ class Draft:
 
     @property
     def complete(self) -> bool:
-        return len(self.ids) == self.room or bool(self.ids) and self.ids[-1] in self.stops
+        return len(self.ids) == self.max_new_tokens or bool(self.ids) and self.ids[-1] in self.stops
 
     @property
     def most(self) -> int:
         """Tokens of the conversation when the reply is as long as it may be."""
-        return len(self.episode.ids) + self.room
+        return len(self.episode.ids) + self.max_new_tokens
 
     def add(self, token: int, logp: float) -> None:
         """The next token and its log-probability; behind the end of the reply nothing is added."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from batches import ATTENTION, PASS, batches_by_length, families
+from engine.batches import ATTENTION, PASS, batches_by_length, prefix_groups
 from engine.draft import Draft
 from engine.weights import Weights
 from envs import first_line
@@ -284,13 +284,13 @@ class Fast:
     def _ingest(self, drafts: list[Draft]) -> None:
         """Feed what the cache does not hold yet of each conversation, and sample the first token of the reply."""
         fresh = {draft.episode: draft.row for draft in drafts if self.cached[draft.row] == 0}
-        for family, shared in families(list(fresh)):
-            if (len(family) - 1) * shared > PASS:  # what they have in common is fed once
-                rows = [fresh[episode] for episode in family]
-                self._forward(torch.tensor([family[0].ids[:shared]], device=self.device), rows[:1], [shared])
-                self.cache.copy(rows[0], rows[1:], shared)
+        for group, prefix in prefix_groups(list(fresh)):
+            if (len(group) - 1) * prefix > PASS:  # what they have in common is fed once
+                rows = [fresh[episode] for episode in group]
+                self._forward(torch.tensor([group[0].ids[:prefix]], device=self.device), rows[:1], [prefix])
+                self.cache.copy(rows[0], rows[1:], prefix)
                 for row in rows:
-                    self.cached[row] = shared
+                    self.cached[row] = prefix
         pending = {draft: draft.episode.ids[self.cached[draft.row] :] for draft in drafts}
         for batch in batches_by_length({draft: len(ids) for draft, ids in pending.items()}, PREFILL_TOKENS):
             counts = [len(pending[draft]) for draft in batch]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor
 
-from batches import batches_by_length
+from engine.batches import batches_by_length
 from engine.draft import Draft
 from engine.weights import Weights
 
@@ -66,8 +66,8 @@ class Generate:
         ids = pad_sequence(rows, batch_first=True, padding_side="left")  # [B, T]
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")  # [B, T]
         draw = Draw(self.weights, drafts)
-        room = max(draft.room for draft in drafts)
-        config = GenerationConfig(do_sample=False, max_new_tokens=room, use_cache=self.cache, pad_token_id=0)
+        longest = max(draft.max_new_tokens for draft in drafts)
+        config = GenerationConfig(do_sample=False, max_new_tokens=longest, use_cache=self.cache, pad_token_id=0)
         model, device = self.weights.base, self.weights.device
         own, model.generation_config = model.generation_config, config  # else it fills in what is not set here
         try:

@@ -6,13 +6,14 @@ import random
 import psutil
 import torch
 
-from chat import ChatFormat
+from engine.chat import ChatFormat
 from engine.draft import Draft
 from engine.probe import choose, conversation_limit
+from engine.settings import Sampling
 from engine.weights import Weights
 from rollout import Episode, Reply
 
-OUTGROWN = Reply("", truncated=True, outgrown=True)
+CONTEXT_FULL = Reply("", truncated=True, context_full=True)
 
 
 class Policy(Weights):
@@ -20,37 +21,24 @@ class Policy(Weights):
 
     Temperature applies to the log-probabilities too; no top-k, no top-p. The weights must not change while it samples:
     a phase of sampling is a `with policy.sampling():` block. What is sampled follows from the weights, the conversation
-    and its `noise`, whatever other conversations are in the batch (but for rounding).
+    and its `rng_key`, whatever other conversations are in the batch (but for rounding).
 
-    `sampler` is "fast", "generate" or "auto", which takes the fast one where it serves; `why` says which it is and why.
-    The sampler works on at most `kv_tokens` tokens at a time (rows times the longest of them, 0: as many as fit into
-    60 % of the memory that is free now), unless one conversation alone is longer.
+    `settings.sampler` is "fast", "generate" or "auto", which takes the fast one where it serves; `why` says which it is
+    and why. The sampler works on at most `settings.kv_tokens` tokens at a time (rows times the longest of them, 0: as
+    many as fit into 60 % of the memory that is free now), unless one conversation alone is longer.
     """
 
-    def __init__(
-        self,
-        model,
-        tokenizer,
-        temperature: float = 1.0,
-        max_reply_tokens: int = 256,
-        kv_tokens: int = 0,
-        merge: bool = True,
-        cuda_graphs: bool = False,
-        sampler: str = "auto",
-    ):
-        super().__init__(model, temperature, merge)
+    def __init__(self, model, tokenizer, settings: Sampling = Sampling()):
+        super().__init__(model, settings)
         self.chat = ChatFormat(tokenizer)
         self.chat.check_ids(self.base.get_input_embeddings().weight.shape[0])
         eos = self.base.generation_config.eos_token_id  # some models have further stop tokens there
         self.chat.stop_ids |= set(eos if isinstance(eos, list) else [eos]) - {None}
-        self.max_reply_tokens = max_reply_tokens
         self.max_length = conversation_limit(self.text_config)
         copies = sum(getattr(module, name).nbytes for _, module, name in self.merged)
         memory = 0.6 * (free_memory(self.device) - copies)
         text = self.chat.encode(self.chat.TEXT)
-        self.sampler, self.shares_up_to, why = choose(
-            self, sampler, text, self.max_length, kv_tokens, memory, cuda_graphs
-        )
+        self.sampler, self.prefix_limit, why = choose(self, text, self.max_length, memory)
         beside = f"; the adapter is not merged: {self.not_merged}" if self.not_merged else ""
         self.why = f"sampler {self.sampler_name}: {why}{beside}"
 
@@ -77,41 +65,27 @@ class Policy(Weights):
         for a reply in the model's window stays as it is.
         """
         self.model.eval()
-        drafts, outgrown = [], []
+        drafts, full = [], []
         for episode in episodes:
             length = len(episode.ids)
             self.chat.open_turn(episode)
-            room = self.room(episode)
-            if room > 0:
-                rng = random.Random(f"{episode.noise}/{len(episode.ids)}")
-                drafts.append(Draft(episode, room, self.chat.stop_ids, rng))
+            limit = self.max_new_tokens(episode)
+            if limit > 0:
+                rng = random.Random(f"{episode.rng_key}/{len(episode.ids)}")
+                drafts.append(Draft(episode, limit, self.chat.stop_ids, rng))
             else:
                 episode.cut(length)
-                outgrown.append(episode)
+                full.append(episode)
         complete = self.sampler.sample(drafts)
-        return [(draft.episode, self._close(draft)) for draft in complete] + [(e, OUTGROWN) for e in outgrown]
+        return [(draft.episode, self._close(draft)) for draft in complete] + [(e, CONTEXT_FULL) for e in full]
 
-    def room(self, episode: Episode) -> int:
+    def max_new_tokens(self, episode: Episode) -> int:
         """Tokens that its next reply may have at most."""
-        return min(self.max_reply_tokens, self.max_length - len(episode.ids))
+        return min(self.settings.max_reply_tokens, self.max_length - len(episode.ids))
 
     def _close(self, draft: Draft) -> Reply:
         draft.episode.add(draft.ids, draft.logps)
         return Reply(self.chat.text(draft.ids), len(draft.ids), truncated=draft.ids[-1] not in draft.stops)
-
-
-def policy_for(model, tokenizer, settings) -> Policy:
-    """A policy by the settings of a run or an evaluation, which have the same names for what concerns sampling."""
-    return Policy(
-        model,
-        tokenizer,
-        temperature=settings.temperature,
-        max_reply_tokens=settings.max_reply_tokens,
-        kv_tokens=settings.kv_tokens,
-        merge=settings.merge_adapter,
-        cuda_graphs=settings.cuda_graphs,
-        sampler=settings.sampler,
-    )
 
 
 def free_memory(device: torch.device) -> int:

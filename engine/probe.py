@@ -11,7 +11,7 @@ import re
 import torch
 from torch import Tensor
 
-from batches import ATTENTION, pad_batch
+from engine.batches import ATTENTION, pad_batch
 from engine.draft import Draft
 from engine.fast import CHOICES, Fast, refusal
 from engine.generate import Generate
@@ -72,13 +72,13 @@ def conversation_limit(config) -> int:
     return min(limits, default=UNBOUNDED)
 
 
-def choose(
-    weights: Weights, wish: str, text: tuple[int, ...], limit: int, kv_tokens: int, memory: float, cuda_graphs: bool
-) -> tuple[Fast | Generate, int, str]:
+def choose(weights: Weights, text: tuple[int, ...], limit: int, memory: float) -> tuple[Fast | Generate, int, str]:
     """(the sampler, up to which length common beginnings are read once in training, why).
 
-    `text`: any token ids; `limit`: of conversations; `memory`: bytes for the sampler where `kv_tokens` is 0.
+    `text`: any token ids; `limit`: of conversations; `memory`: bytes for the sampler where the settings' `kv_tokens` is
+    0.
     """
+    wish, kv_tokens = weights.settings.sampler, weights.settings.kv_tokens
     kind, tolerance = weights.base.config.model_type, 0.1 if weights.half else 5e-5
     around = [(length - 2, length + 5) for length in changes(weights.text_config)]
     lengths = [n for n in (5, 8, *itertools.chain(*around)) if n + 12 <= limit]
@@ -89,7 +89,7 @@ def choose(
     weights.model.eval()
     check_decoder(weights, text)
     refused = refusal(weights)
-    shares_up_to, unshared = (0, "") if refused else share_beginnings(weights, text, limit, max(lengths))
+    prefix_limit, unshared = (0, "") if refused else share_beginnings(weights, text, limit, max(lengths))
     note = f"; common beginnings are read in every row: {unshared}" if unshared else ""
     if wish != "generate":
         if not refused:
@@ -98,7 +98,11 @@ def choose(
             size = fast.bytes_per_token()
             if gap < tolerance:
                 why = f"it gives the trainer's log-probabilities (within {float(gap):.0e}, {max(lengths) + 12} tokens)"
-                return Fast(weights, kv_tokens or max(1, int(memory / size)), cuda_graphs), shares_up_to, why + note
+                return (
+                    Fast(weights, kv_tokens or max(1, int(memory / size)), weights.settings.cuda_graphs),
+                    prefix_limit,
+                    why + note,
+                )
             refused = f"its log-probabilities differ from the trainer's by {float(gap):.1e}"
         if wish == "fast":
             raise BadInput(f"sampler='fast': does not fit {kind}: {refused}; try --sampler generate")
@@ -108,7 +112,7 @@ def choose(
         gap = largest_gap(weights, Generate(weights, tokens, padding, cache), text, lengths)
         if gap < tolerance:
             why = "asked for" if wish == "generate" else refused
-            return Generate(weights, tokens, padding, cache), shares_up_to, why + remark + note
+            return Generate(weights, tokens, padding, cache), prefix_limit, why + remark + note
     raise BadInput(f"{kind}: sampling and training differ by {float(gap):.1e} nats a token, and no sampler fits")
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from engine.batches import Batch
+from engine.models import LoraLayer, PeftModel, adapted_weights, merge_adapter, text_decoder, tied_weights
+from engine.settings import Sampling
 from envs import BadInput
-from models import LoraLayer, PeftModel, adapted_weights, merge_adapter, text_decoder, tied_weights
 
 HEAD_ELEMENTS = 1 << 26  # at most this many logits exist at a time in training (0.25 GiB in single precision)
 
@@ -26,13 +28,13 @@ class Decoded(BaseModelOutputWithPast):
 class Weights:
     """A Hugging Face causal language model, with an adapter or without.
 
-    `temperature` applies to the log-probabilities too. With `merge`, an adapter is merged into copies of the weights
-    while a phase of sampling lasts: an adapter beside the weights costs a third of a decoding step and more. Weights in
-    4 bits are never merged, nor those that another layer uses, too.
+    `settings.temperature` applies to the log-probabilities too. With `settings.merge_adapter`, an adapter is merged
+    into copies of the weights while a phase of sampling lasts: an adapter beside the weights costs a third of a
+    decoding step and more. Weights in 4 bits are never merged, nor those that another layer uses, too.
     """
 
-    def __init__(self, model, temperature: float = 1.0, merge: bool = True):
-        self.model, self.temperature = model, temperature
+    def __init__(self, model, settings: Sampling = Sampling()):
+        self.model, self.settings = model, settings
         self.device, self.dtype = next(model.parameters()).device, model.dtype
         self.half = self.dtype in (torch.bfloat16, torch.float16)
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -45,7 +47,7 @@ class Weights:
         self.trunk = [module for module in modules if any(self.decoder is part for part in module.modules())]
         self.plain_head = False  # whether logits are what the output head gives; `probe.check_decoder` finds out
         self.compiled = False
-        self.merged, self.not_merged = self._mergeable() if merge else ([], "")
+        self.merged, self.not_merged = self._mergeable() if settings.merge_adapter else ([], "")
 
     def _mergeable(self) -> tuple[list[tuple[LoraLayer, nn.Module, str]], str]:
         """What is merged for sampling (as `models.adapted_weights` lists it), and why not, where it is nothing."""
@@ -108,24 +110,24 @@ class Weights:
         The inverse of the cumulative distribution at the sampling temperature: no top-k, no top-p. It is summed in
         double precision: in single precision the tail of a large vocabulary would vanish from it.
         """
-        all_logp = (logits / self.temperature).log_softmax(dim=-1)  # [b, V]
+        all_logp = (logits / self.settings.temperature).log_softmax(dim=-1)  # [b, V]
         cumulative = all_logp.double().exp().cumsum(dim=-1)  # [b, V]
         drawn = uniform * cumulative[:, -1:]  # [b, 1]
         token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=all_logp.shape[1] - 1)  # [b, 1]
         return token, all_logp.gather(1, token)
 
-    def logprobs(self, ids: Tensor, mask: Tensor, shared: int = 0) -> tuple[Tensor, Tensor]:
+    def logprobs(self, ids: Tensor, mask: Tensor, prefix: int = 0) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T] of the tokens of ids [B, T] where mask [B, T] is true (0 elsewhere), at the sampling
         temperature and with the weights of now, and the entropy [B, T] of the same distributions (no gradient).
 
-        The first `shared` tokens, the same in all rows, with none sampled among them and the one after them, go through
-        the model once (where T is at most `shares_up_to`). Logits are computed at sampled tokens only, at most
+        The first `prefix` tokens, the same in all rows, with none sampled among them and the one after them, go through
+        the model once (where T is at most `prefix_limit`). Logits are computed at sampled tokens only, at most
         HEAD_ELEMENTS of them at a time; where that takes several chunks, the backward pass computes each again. Padding
         on the right needs no mask: attention is causal.
         """
-        hidden = self.hidden_states(ids, shared)  # [B, T - shared, d]
-        behind = slice(shared + 1, None)  # token t is predicted by the hidden state at t - 1
-        sampled = mask[:, behind]  # [B, T - shared - 1]
+        hidden = self.hidden_states(ids, prefix)  # [B, T - prefix, d]
+        behind = slice(prefix + 1, None)  # token t is predicted by the hidden state at t - 1
+        sampled = mask[:, behind]  # [B, T - prefix - 1]
         hidden, targets = hidden[:, :-1][sampled], ids[:, behind][sampled]  # [n, d], [n]
         chunk = max(1, HEAD_ELEMENTS // self.head.weight.shape[0])
         if len(targets) <= chunk:
@@ -138,21 +140,25 @@ class Weights:
         entropy[:, behind][sampled] = torch.cat([part[1] for part in parts])  # [n]
         return logp, entropy
 
-    def hidden_states(self, ids: Tensor, shared: int = 0) -> Tensor:
-        """ids [B, T], of which the first `shared` are the same in all rows -> hidden states of the others
-        [B, T - shared, d]."""
+    def logprobs_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, T] of a batch's sampled tokens, and the entropy [B, T], as `logprobs` gives them."""
+        return self.logprobs(batch.ids, batch.mask, batch.prefix)
+
+    def hidden_states(self, ids: Tensor, prefix: int = 0) -> Tensor:
+        """ids [B, T], of which the first `prefix` are the same in all rows -> hidden states of the others
+        [B, T - prefix, d]."""
         inputs = {"input_ids": ids}
-        if shared:
+        if prefix:
             rows, length = ids.shape
             at = torch.arange(length, device=ids.device)  # [T]
             inputs = {
-                "input_ids": torch.cat([ids[0, :shared], ids[:, shared:].flatten()])[None],  # [1, P + B * (T - P)]
-                "position_ids": torch.cat([at[:shared], at[shared:].repeat(rows)])[None],  # the same
-                "attention_mask": (at <= at[shared:, None])[None, None],  # [1, 1, T - P, T]
+                "input_ids": torch.cat([ids[0, :prefix], ids[:, prefix:].flatten()])[None],  # [1, P + B * (T - P)]
+                "position_ids": torch.cat([at[:prefix], at[prefix:].repeat(rows)])[None],  # the same
+                "attention_mask": (at <= at[prefix:, None])[None, None],  # [1, 1, T - P, T]
             }
         with self.precision():
             hidden = self.decoder(**inputs, use_cache=False).last_hidden_state  # [B, T, d] or [1, P + B * (T - P), d]
-        return hidden[0, shared:].view(len(ids), -1, hidden.shape[2]) if shared else hidden
+        return hidden[0, prefix:].view(len(ids), -1, hidden.shape[2]) if prefix else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, d] -> [n, V] in single precision, as the model's own forward pass makes them: it is called with
@@ -173,7 +179,7 @@ class Weights:
 
     def head_logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [n, d], targets [n] -> log-probabilities of the targets [n], entropies [n] (no gradient)."""
-        all_logp = (self.logits(hidden) / self.temperature).log_softmax(dim=-1)  # [n, V]
+        all_logp = (self.logits(hidden) / self.settings.temperature).log_softmax(dim=-1)  # [n, V]
         logp = all_logp.gather(1, targets[:, None])[:, 0]  # [n]
         with torch.no_grad():
             entropy = -(all_logp.exp() * all_logp).sum(dim=-1)  # [n]

@@ -99,6 +99,6 @@ def byte_tokenizer(template, special, eos, pad=None, plain=(), bos=None, rstrip=
 @pytest.fixture(scope="session")
 def chat(tokenizer):
     """The embedded policy's."""
-    from chat import ChatFormat
+    from engine.chat import ChatFormat
 
     return ChatFormat(tokenizer)

@@ -11,8 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import imitate
+from engine.models import Lora, add_adapter
 from envs import Pack, Task
-from models import Lora, add_adapter
 from rollout import Episode, Reply
 
 REPO = Path(__file__).parents[1]

@@ -18,13 +18,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-import batches as batching
-from batches import batches_by_length, families, micro_batches, pad_batch
+import engine.batches as batching
+from engine.batches import batches_by_length, micro_batches, pad_batch, prefix_groups
+from engine.models import Lora, add_adapter, checkpoint_activations
 from engine.policy import Policy
+from engine.settings import Sampling
 from envs import make_pack
 from eval import reference_players
 from imitate import Teacher
-from models import Lora, add_adapter, checkpoint_activations
 from rollout import Episode, play, run
 
 
@@ -76,23 +77,23 @@ def episode_of(ids, sampled):
 
 
 def test_families_by_hand(monkeypatch):
-    """What is shared ends before the token that the first sampled one is predicted from."""
+    """What is prefix ends before the token that the first sampled one is predicted from."""
     monkeypatch.setattr(batching, "PASS", 1)
 
-    def shared(*others):
-        [(family, number)] = families([episode_of([1, 2, 3, 4, 5, 6], {4}), *others])
+    def prefix(*others):
+        [(family, number)] = prefix_groups([episode_of([1, 2, 3, 4, 5, 6], {4}), *others])
         assert len(family) == 1 + len(others)
         return number
 
-    assert shared(episode_of([1, 2, 9, 4, 5], {4})) == 2
-    assert shared(episode_of([1, 2, 3, 4, 5, 7], {5})) == 3
-    assert shared(episode_of([1, 2, 3, 4], {2})) == 1
-    assert shared(episode_of([9, 2, 3, 4], {3})) == 0
-    assert shared(episode_of([1, 2, 3], {0})) == 0
-    assert shared(episode_of([1, 2, 3], {1})) == 0
-    assert shared(episode_of([1, 2, 3, 8], ())) == 3  # nothing is sampled
-    assert shared() == 0
-    assert families([]) == []
+    assert prefix(episode_of([1, 2, 9, 4, 5], {4})) == 2
+    assert prefix(episode_of([1, 2, 3, 4, 5, 7], {5})) == 3
+    assert prefix(episode_of([1, 2, 3, 4], {2})) == 1
+    assert prefix(episode_of([9, 2, 3, 4], {3})) == 0
+    assert prefix(episode_of([1, 2, 3], {0})) == 0
+    assert prefix(episode_of([1, 2, 3], {1})) == 0
+    assert prefix(episode_of([1, 2, 3, 8], ())) == 3  # nothing is sampled
+    assert prefix() == 0
+    assert prefix_groups([]) == []
 
 
 def ranges(items):
@@ -115,13 +116,13 @@ def test_families_are_the_cheapest_ranges(prompts, cost):
         return (len(family) - 1) * len(os.path.commonprefix(beginnings)) - cost
 
     with mock.patch.object(batching, "PASS", cost):
-        found = families(episodes)
+        found = prefix_groups(episodes)
     assert sorted(map(id, (e for family, _ in found for e in family))) == sorted(map(id, episodes))
-    for family, shared in found:
-        assert len({tuple(e.ids[:shared]) for e in family}) == 1
+    for family, prefix in found:
+        assert len({tuple(e.ids[:prefix]) for e in family}) == 1
     ordered = sorted(episodes, key=lambda e: e.ids)
     most = max(sum(map(saved, way)) for way in ranges(ordered))
-    assert sum((len(family) - 1) * shared - cost for family, shared in found) == most
+    assert sum((len(family) - 1) * prefix - cost for family, prefix in found) == most
 
 
 episodes_that_begin_alike = st.lists(
@@ -137,14 +138,14 @@ episodes_that_begin_alike = st.lists(
 
 @given(episodes=episodes_that_begin_alike, budget=st.integers(1, 400))
 def test_micro_batches_partition_within_the_budget(episodes, budget):
-    with mock.patch.object(batching, "PASS", 3):  # so that there are several families
+    with mock.patch.object(batching, "PASS", 3):  # so that there are several prefix_groups
         passes = micro_batches(episodes, budget, LONGEST)
     assert sorted(map(id, (e for batch, _ in passes for e in batch))) == sorted(map(id, episodes))
-    for batch, shared in passes:
+    for batch, prefix in passes:
         longest = max(len(e.ids) for e in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
-        assert len({tuple(e.ids[:shared]) for e in batch}) == 1
-        assert not any(sampled for e in batch for sampled in e.mask[: shared + 1 if shared else 0])
+        assert len({tuple(e.ids[:prefix]) for e in batch}) == 1
+        assert not any(sampled for e in batch for sampled in e.mask[: prefix + 1 if prefix else 0])
 
 
 def test_prompts_that_fill_much_of_an_episode_are_shared_and_others_are_not(monkeypatch):
@@ -152,7 +153,7 @@ def test_prompts_that_fill_much_of_an_episode_are_shared_and_others_are_not(monk
     alike = [episode_of([5] * 20 + [k] + [6] * 30, range(30, 51)) for k in range(4)]
     short = [episode_of([4] * 4 + [k] + [6] * 30, range(20, 35)) for k in range(4)]
     passes = micro_batches(short + alike, 1000, LONGEST)
-    assert [(len(batch), shared) for batch, shared in passes] == [(4, 20), (4, 0)]
+    assert [(len(batch), prefix) for batch, prefix in passes] == [(4, 20), (4, 0)]
     assert passes[1][0] == short  # in their order
 
 
@@ -174,55 +175,55 @@ def adapted(model):
     return model
 
 
-def alike(shared, rows=3, length=40, seed=0):
-    """ids and mask [rows, length]: rows whose first `shared` tokens are the same, with padding at some ends."""
+def alike(prefix, rows=3, length=40, seed=0):
+    """ids and mask [rows, length]: rows whose first `prefix` tokens are the same, with padding at some ends."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, 200, (rows, length), generator=generator)
-    ids[:, :shared] = ids[0, :shared]
+    ids[:, :prefix] = ids[0, :prefix]
     mask = torch.rand(rows, length, generator=generator) < 0.5
-    mask[:, : shared + 1] = False
+    mask[:, : prefix + 1] = False
     mask[1:, length - 5 :] = False
     return ids, mask
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("shared", [1, 20, 30])
+@pytest.mark.parametrize("prefix", [1, 20, 30])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_common_beginning_changes_neither_probabilities_nor_gradients(
-    name, shared, checkpointing, masked, tokenizer, monkeypatch
+    name, prefix, checkpointing, masked, tokenizer, monkeypatch
 ):
     monkeypatch.setattr(batching, "MASKS_ARE_CHEAP", ("cpu",) if masked else ())
     torch.manual_seed(0)
     model = small_llama(tokenizer, **ARCHITECTURES[name])
     if checkpointing:
         checkpoint_activations(model, "on")
-    policy = Policy(adapted(model), tokenizer, 0.7)
+    policy = Policy(adapted(model), tokenizer, Sampling(temperature=0.7))
     policy.model.train()
-    ids, mask = alike(shared)
+    ids, mask = alike(prefix)
     lengths = []
     policy.decoder.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     outcomes = []
-    for number in (0, shared):
-        assert 40 <= policy.shares_up_to
+    for number in (0, prefix):
+        assert 40 <= policy.prefix_limit
         logp, entropy = policy.logprobs(ids, mask, number)
         outcomes.append((logp.detach(), entropy, torch.autograd.grad(logp.square().mean(), parameters)))
     torch.testing.assert_close(outcomes[1], outcomes[0], atol=1e-5, rtol=1e-4)
     assert outcomes[0][0][mask].abs().min() > 0 and all(gradient.abs().max() > 1e-4 for gradient in outcomes[0][2])
-    assert lengths == [120, shared + 3 * (40 - shared)]
+    assert lengths == [120, prefix + 3 * (40 - prefix)]
 
 
 def test_windows_bound_what_is_shared(tokenizer):
-    assert Policy(small_llama(tokenizer), tokenizer).shares_up_to == 4096
-    assert Policy(small_llama(tokenizer, **ARCHITECTURES["mistral"]), tokenizer).shares_up_to == 40
-    assert Policy(small_llama(tokenizer, **ARCHITECTURES["gemma3"]), tokenizer).shares_up_to == 40
+    assert Policy(small_llama(tokenizer), tokenizer).prefix_limit == 4096
+    assert Policy(small_llama(tokenizer, **ARCHITECTURES["mistral"]), tokenizer).prefix_limit == 40
+    assert Policy(small_llama(tokenizer, **ARCHITECTURES["gemma3"]), tokenizer).prefix_limit == 40
     episodes = [episode_of([5] * 20 + [k] * 20, range(30, 40)) for k in range(4)]
-    assert [(len(batch), shared) for batch, shared in micro_batches(episodes, 1000, 40)] == [(4, 20)]
-    assert [(len(batch), shared) for batch, shared in micro_batches(episodes, 1000, 39)] == [(4, 0)]
-    assert [(len(batch), shared) for batch, shared in micro_batches(episodes, 80, 39)] == [(2, 0)] * 2
+    assert [(len(batch), prefix) for batch, prefix in micro_batches(episodes, 1000, 40)] == [(4, 20)]
+    assert [(len(batch), prefix) for batch, prefix in micro_batches(episodes, 1000, 39)] == [(4, 0)]
+    assert [(len(batch), prefix) for batch, prefix in micro_batches(episodes, 80, 39)] == [(2, 0)] * 2
 
 
 def test_an_attention_that_ignores_the_mask_is_noticed(tokenizer, monkeypatch):
@@ -233,7 +234,7 @@ def test_an_attention_that_ignores_the_mask_is_noticed(tokenizer, monkeypatch):
 
     model = small_model("llama", tokenizer)
     monkeypatch.setitem(batching.AttentionInterface._global_mapping, batching.ATTENTION, careless)
-    assert Policy(model, tokenizer).shares_up_to == 0
+    assert Policy(model, tokenizer).prefix_limit == 0
 
 
 @pytest.mark.parametrize("budget", [1, 2500, 10**6])
@@ -247,13 +248,13 @@ def test_the_gradient_of_real_prompts_is_that_of_one_episode_at_a_time(budget, t
 
     def gradient(passes):
         likelihood = 0.0
-        for batch, shared in passes:
+        for batch, prefix in passes:
             ids, mask, _ = pad_batch(batch, "cpu")
-            likelihood = likelihood + policy.logprobs(ids, mask, shared)[0].sum()
+            likelihood = likelihood + policy.logprobs(ids, mask, prefix)[0].sum()
         return torch.cat([g.flatten() for g in torch.autograd.grad(likelihood / 100, parameters)])
 
     passes = micro_batches(episodes, budget, LONGEST)
-    assert any(shared > 500 for _, shared in passes) == (budget > 1)
+    assert any(prefix > 500 for _, prefix in passes) == (budget > 1)
     expected = gradient([([episode], 0) for episode in episodes])
     assert expected.abs().max() > 1e-3
     assert torch.allclose(gradient(passes), expected, atol=1e-5, rtol=1e-4)

@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import imitate
-from batches import pad_batch
-from chat import ChatFormat
+from engine.batches import pad_batch
+from engine.chat import ChatFormat
 from engine.policy import Policy
+from engine.settings import Sampling
 from environments.frozenlake_players import Planner
 from envs import BadInput, make_pack
 from rollout import Episode, Reply, play, run
@@ -189,7 +190,7 @@ def test_sampler_stops_at_either_stop_token():
         model = small_model("llama", tokenizer, stop_bias=0.0)
         model.get_output_embeddings().bias.data[tokenizer.convert_tokens_to_ids(stop)] = 100.0
         [episode] = new_conversations("O")
-        take_turns(Policy(model, tokenizer, max_reply_tokens=3), [episode], "")
+        take_turns(Policy(model, tokenizer, Sampling(max_reply_tokens=3)), [episode], "")
         assert episode.replies == [Reply("", 1, False)]
         assert tokenizer.convert_ids_to_tokens(episode.ids[-1]) == stop and episode.mask[-1]
 
@@ -201,7 +202,7 @@ def test_stop_tokens_of_the_generation_config_count_too(tokenizer):
     for eos, length in (([tokenizer.eos_token_id, other], 1), (other, 1), (None, 3)):
         model.generation_config.eos_token_id = eos
         [episode] = new_conversations("O")
-        take_turns(Policy(model, tokenizer, max_reply_tokens=3), [episode], "")
+        take_turns(Policy(model, tokenizer, Sampling(max_reply_tokens=3)), [episode], "")
         assert episode.replies[0].n_tokens == length
 
 
@@ -469,6 +470,6 @@ def test_policy_takes_a_special_token_beyond_the_embedding_that_never_appears():
     model = small_model("llama", LATE)
     model.resize_token_embeddings(len(LATE) - 1)
     episodes = new_conversations("<image>", "an <image> and more")
-    take_turns(Policy(model, LATE, max_reply_tokens=4), episodes, "<image>")
-    take_turns(Policy(model, LATE, max_reply_tokens=4), episodes, "")
+    take_turns(Policy(model, LATE, Sampling(max_reply_tokens=4)), episodes, "<image>")
+    take_turns(Policy(model, LATE, Sampling(max_reply_tokens=4)), episodes, "")
     assert all(max(episode.ids) < len(LATE) - 1 for episode in episodes)

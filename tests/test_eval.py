@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import eval as script
+from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
 from environments.frozenlake_players import LakeLearner, LakeRandom
 from envs import BadInput, make_pack
 from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
-from models import Lora, add_adapter, load_model
 from players import PLAYERS
 from rollout import Episode, Penalties, Reply, Rollout, play, run
 
@@ -307,7 +307,7 @@ def first_logits(policy):
 def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder):
     bare = load_policy(script.EvalConfig(str(model_folder), temperature=0.5, max_reply_tokens=7))
     trained = load_policy(script.EvalConfig(str(run_folder), temperature=0.5, max_reply_tokens=7))
-    assert isinstance(trained, Policy) and (trained.temperature, trained.max_reply_tokens) == (0.5, 7)
+    assert isinstance(trained, Policy) and (trained.settings.temperature, trained.settings.max_reply_tokens) == (0.5, 7)
     assert not torch.allclose(first_logits(trained), first_logits(bare), atol=0.01)
     with trained.model.disable_adapter():
         torch.testing.assert_close(first_logits(trained), first_logits(bare))

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import imitate as script
-from batches import pad_batch
-from chat import ChatFormat
 from context import NO_HINTS_YET
+from engine.batches import pad_batch
+from engine.chat import ChatFormat
+from engine.models import add_adapter, load_model
 from engine.policy import Policy
 from environments.frozenlake import MOVES
 from environments.frozenlake_players import LakeLearner, LakeRandom, Planner
@@ -32,7 +33,6 @@ from imitate import (
     rise_and_fall,
     sample_packs,
 )
-from models import add_adapter, load_model
 from rollout import play, run
 
 ROOT = Path(__file__).parents[1]
@@ -240,7 +240,7 @@ def test_only_trainable_weights_change(batch, tokenizer):
 
 def test_policy_samples_its_own_rollouts_repeatably(tokenizer):
     policy = new_policy(tokenizer)
-    policy.max_reply_tokens = 4
+    policy.settings = dataclasses.replace(policy.settings, max_reply_tokens=4)
     first, second = (sample_packs(policy, 3, "tiny", 2, 0) for _ in range(2))
     assert [result.pack_seed for result in first] == [0, 1, 2]
     assert [e.ids for r in first for e in r.episodes] == [e.ids for r in second for e in r.episodes]

@@ -22,11 +22,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from batches import pad_batch
-from engine.policy import Policy
-from envs import BadInput
-from eval import EvalConfig, load_policy
-from models import (
+from engine.batches import pad_batch
+from engine.models import (
     Lora,
     LoraLayer,
     adapted_weights,
@@ -38,6 +35,10 @@ from models import (
     read_adapter,
     target_modules,
 )
+from engine.policy import Policy
+from engine.settings import Sampling
+from envs import BadInput
+from eval import EvalConfig, load_policy
 from rollout import play, run
 
 SIZES = {
@@ -93,7 +94,7 @@ def test_experts_that_are_fused_are_adapted_merged_and_put_back(tokenizer):
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     episodes = []
     for merge in (True, False):
-        policy = Policy(model, tokenizer, max_reply_tokens=8, merge=merge)
+        policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8, merge_adapter=merge))
         with policy.sampling():
             changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
             assert any("experts" in name for name in changed) == merge

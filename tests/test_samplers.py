@@ -20,11 +20,12 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from batches import pad_batch
 from engine import probe
+from engine.batches import pad_batch
 from engine.fast import Fast, RowCache
 from engine.generate import Generate
 from engine.policy import Policy
+from engine.settings import Sampling
 from envs import BadInput
 from rollout import play, run
 
@@ -90,7 +91,10 @@ def test_both_samplers_give_the_same(options, tokenizer):
     model = small_model(name, tokenizer, stop_bias=4.5, **({} if "adapter" in options else options)).double()
     if options is SINKS:
         model.set_experts_implementation("eager")  # the usual one knows no double precision
-    policies = [Policy(model, tokenizer, 0.9, max_reply_tokens=12, sampler=name) for name in ("fast", "generate")]
+    policies = [
+        Policy(model, tokenizer, Sampling(temperature=0.9, max_reply_tokens=12, sampler=name))
+        for name in ("fast", "generate")
+    ]
     assert [type(policy.sampler) for policy in policies] == [Fast, Generate]
     for _ in range(2):
         played = []
@@ -109,11 +113,11 @@ def test_both_samplers_give_the_same(options, tokenizer):
 def test_what_a_model_says_of_generating_changes_nothing(tokenizer):
     """Penalties, bans and shortcuts that come with a model would make sampling another distribution than training."""
     model = model_of({}, tokenizer)
-    expected = play_some(Policy(model, tokenizer, max_reply_tokens=8, sampler="generate"))
+    expected = play_some(Policy(model, tokenizer, Sampling(max_reply_tokens=8, sampler="generate")))
     own = model.generation_config
     own.repetition_penalty, own.top_k, own.top_p, own.temperature, own.do_sample = 1.5, 3, 0.5, 0.2, True
     own.min_new_tokens, own.suppress_tokens, own.use_cache, own.max_length = 5, [tokenizer.eos_token_id], False, 30
-    got = play_some(Policy(model, tokenizer, max_reply_tokens=8, sampler="generate"))
+    got = play_some(Policy(model, tokenizer, Sampling(max_reply_tokens=8, sampler="generate")))
     assert [episode.ids for episode in got] == [episode.ids for episode in expected]
     assert model.generation_config is own
 
@@ -122,7 +126,7 @@ def test_what_a_model_says_of_generating_changes_nothing(tokenizer):
 @pytest.mark.parametrize("tokens", [1, 300, 1 << 20])
 def test_generate_keeps_to_its_tokens(tokens, padding, tokenizer, monkeypatch):
     model = model_of({}, tokenizer)
-    policy = Policy(model, tokenizer, max_reply_tokens=8, sampler="generate")
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8, sampler="generate"))
     expected = play_some(policy)
     policy.sampler.tokens, policy.sampler.padding = tokens, padding
     sizes, generate = [], type(model).generate
@@ -146,7 +150,7 @@ def test_generate_keeps_to_its_tokens(tokens, padding, tokenizer, monkeypatch):
 )
 def test_a_model_that_the_fast_sampler_cannot_serve_is_generated_from(options, reason, tokenizer):
     model = model_of(options, tokenizer)
-    policy = Policy(model, tokenizer, max_reply_tokens=12)
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=12))
     assert policy.sampler_name == "generate" and reason in policy.why
     episodes = play_some(policy)
     assert max(len(episode.ids) for episode in episodes) > 60  # beyond a chunk
@@ -154,7 +158,7 @@ def test_a_model_that_the_fast_sampler_cannot_serve_is_generated_from(options, r
     with torch.no_grad():
         torch.testing.assert_close(policy.logprobs(ids, mask)[0], logps, atol=1e-4, rtol=0)
     with pytest.raises(BadInput, match=f"sampler='fast'.*{reason}"):
-        Policy(model, tokenizer, sampler="fast")
+        Policy(model, tokenizer, Sampling(sampler="fast"))
 
 
 @pytest.mark.parametrize("options", [WINDOWS, SOFTCAP], ids=["all layers", "some layers"])
@@ -188,12 +192,12 @@ def test_where_no_sampler_agrees_with_the_trainer_there_is_no_policy(tokenizer, 
 @pytest.mark.parametrize("sampler", ["fast", "generate"])
 def test_conversations_end_before_rotary_embeddings_switch_with_the_longest_row(sampler, tokenizer):
     """Beyond 150 tokens every row of a batch is read with other factors, those of shorter conversations, too."""
-    policy = Policy(model_of(LONGROPE, tokenizer), tokenizer, max_reply_tokens=12, sampler=sampler)
+    policy = Policy(model_of(LONGROPE, tokenizer), tokenizer, Sampling(max_reply_tokens=12, sampler=sampler))
     assert policy.max_length == 150
     episodes = new_conversations("a" * 110, "b")
     for _ in range(4):
         take_turns(policy, episodes, "next " * 4)
-    assert any(reply.outgrown for reply in episodes[0].replies)
+    assert any(reply.context_full for reply in episodes[0].replies)
     assert max(len(episode.ids) for episode in episodes) > 120
     ids, mask, logps = pad_batch(episodes, "cpu")
     with torch.no_grad():
@@ -226,6 +230,6 @@ def test_a_common_beginning_is_not_read_once_where_layers_look_at_the_name_of_at
         return output
 
     monkeypatch.setattr(type(model.model), "forward", picky)
-    policy = Policy(model, tokenizer, max_reply_tokens=8)
-    assert policy.shares_up_to == 0 and "read in every row" in policy.why
+    policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8))
+    assert policy.prefix_limit == 0 and "read in every row" in policy.why
     assert model.config._attn_implementation == "sdpa"

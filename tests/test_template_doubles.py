@@ -18,8 +18,9 @@ from test_templates import (  # what is tested with the real texts, here with th
     test_text_makes_no_special_token,
 )
 
-from chat import ChatFormat
+from engine.chat import ChatFormat
 from engine.policy import Policy
+from engine.settings import Sampling
 from rollout import Episode
 
 __all__ = [
@@ -59,8 +60,8 @@ def test_sampler_and_trainer_see_the_same_conversation(model, chat):
     observations = [f"text {n}" for n in range(8)]
     episodes = [Episode("solve", 0, [message("system", RULES), message("user", text)], "") for text in observations]
     for n, episode in enumerate(episodes):
-        episode.noise = str(n)
-    policy = Policy(random_model, tokenizer, max_reply_tokens=6)
+        episode.rng_key = str(n)
+    policy = Policy(random_model, tokenizer, Sampling(max_reply_tokens=6))
     for _ in range(2):
         take_turns(policy, episodes, "next")
     first, next_one = model.opening.replace("...", ""), model.following.format("next")

@@ -29,8 +29,8 @@ from template_doubles import (
     llama,
 )
 
-from batches import pad_batch
-from chat import ChatFormat
+from engine.batches import pad_batch
+from engine.chat import ChatFormat
 from rollout import Episode
 
 WHEELS = ("trl==1.16.0", "guidance==0.3.1")

@@ -23,6 +23,8 @@ from pathlib import Path
 from unittest import mock
 
 import accelerate
+import check
+import journal
 import pytest
 import torch
 from accelerate import Accelerator
@@ -30,17 +32,16 @@ from accelerate.utils import set_seed
 from doubles import REPO
 from peft import load_peft_weights
 
-import check
 import eval as evaluation
 import grpo
-import journal
 import train
-from batches import pad_batch
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
+from engine.batches import pad_batch
+from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
+from engine.settings import Sampling
 from environments.frozenlake_players import LakeRandom
 from envs import ENVS, BadInput, make_pack
-from models import Lora, add_adapter, load_model
 from rollout import Episode, play, run
 from train import Config, assign_advantages, collect, divergence, learning_rate_factor, optimise
 
@@ -890,7 +891,7 @@ def fresh_policy(config=PLAYED):
     set_seed(config.seed)
     model, tokenizer = load_model(config.model)
     model = add_adapter(model, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout))
-    return Policy(model, tokenizer, config.temperature, config.max_reply_tokens)
+    return Policy(model, tokenizer, Sampling(temperature=config.temperature, max_reply_tokens=config.max_reply_tokens))
 
 
 @pytest.fixture(scope="module")
@@ -960,7 +961,7 @@ def test_every_rollout_of_every_step_and_seed_has_random_numbers_of_its_own():
     config = dataclasses.replace(PLAYED, packs_per_step=2, group_size=2, pack_size=2, max_reply_tokens=1)
     policy = fresh_policy(config)
     noise = [
-        episode.noise
+        episode.rng_key
         for seed, step in ((0, 0), (0, 1), (1, 0))
         for group in collect(policy, dataclasses.replace(config, seed=seed), step, 0, 1)
         for rollout in group
@@ -1248,7 +1249,7 @@ def test_the_settings_of_the_model_and_the_optimiser_reach_them():
         temperature=0.7, max_reply_tokens=9, lora_rank=4, lora_alpha=12, lora_dropout=0.25, lr=1e-3, weight_decay=0.1
     )
     policy, optimiser = train.build(config, Accelerator(cpu=True))
-    assert (policy.temperature, policy.max_reply_tokens) == (0.7, 9)
+    assert (policy.settings.temperature, policy.settings.max_reply_tokens) == (0.7, 9)
     adapter = policy.model.peft_config["default"]
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (4, 12, 0.25)
     [group] = optimiser.param_groups
@@ -1467,7 +1468,7 @@ def named_blocks():
 
 def test_packs_take_turns_by_the_shares_of_their_environments():
     config = Config(envs="frozenlake/tiny=2, frozenlake/hard,frozenlake=1", pack_size=3)
-    assert config.worlds == [("frozenlake", "tiny"), ("frozenlake", "hard"), ("frozenlake", "train")]
+    assert config.env_levels == [("frozenlake", "tiny"), ("frozenlake", "hard"), ("frozenlake", "train")]
     packs = [config.pack(seed) for seed in range(4 * 10**9, 4 * 10**9 + 12)]
     assert Counter(pack.level for pack in packs) == {"tiny": 6, "hard": 3, "train": 3}
     assert [pack.level for pack in packs[:4]] == [pack.level for pack in packs[4:8]]

@@ -8,6 +8,7 @@ common beginning, then the rest of each row. What a layer does token by token it
 
 import itertools
 import os
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from rollout import Episode
 
 ATTENTION = "sdpa_common_beginning"  # its name among the attention implementations of transformers
 WORTHWHILE = 6  # a common beginning is used if it is at least 1/6 of the mean length
-# where attention with a mask costs as much as plain causal attention; a GPU has faster kernels for the latter, and rather
-# attends to the beginning once for each row
+# where attention with a mask costs as much as plain causal attention; a GPU has faster kernels for the latter, and
+# rather attends to the beginning once for each row
 MASKS_ARE_CHEAP = ("cpu", "meta")
 PASS = 512  # a further forward pass is taken to cost as much as so many tokens
 
@@ -36,18 +37,18 @@ def attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask:
     if attention_mask is None or attention_mask.shape[2] == query.shape[2]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     rest, length = attention_mask.shape[2:]
-    shared = length - rest
+    prefix = length - rest
     first, own, rows = [], [], []
     for states in (query, key, value):
-        first.append(states[:, :, :shared])  # [1, heads, P, D]
-        own.append(states[0, :, shared:].unflatten(1, (-1, rest)).transpose(0, 1))  # [B, heads, t, D]
+        first.append(states[:, :, :prefix])  # [1, heads, P, D]
+        own.append(states[0, :, prefix:].unflatten(1, (-1, rest)).transpose(0, 1))  # [B, heads, t, D]
         rows.append(torch.cat([first[-1].expand(len(own[-1]), -1, -1, -1), own[-1]], dim=2))  # [B, heads, P + t, D]
     if query.device.type in MASKS_ARE_CHEAP:
         beginning, _ = sdpa_attention_forward(module, *first, None, **options)  # [1, P, H, D]
         others, _ = sdpa_attention_forward(module, own[0], *rows[1:], attention_mask, **options)  # [B, t, H, D]
     else:
         out, _ = sdpa_attention_forward(module, *rows, None, **options)  # [B, P + t, H, D]
-        beginning, others = out[:1, :shared], out[:, shared:]
+        beginning, others = out[:1, :prefix], out[:, prefix:]
     return torch.cat([beginning, others.flatten(0, 1)[None]], dim=1), None
 
 
@@ -55,9 +56,9 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def families(episodes: list[Episode]) -> list[tuple[list[Episode], int]]:
+def prefix_groups(episodes: list[Episode]) -> list[tuple[list[Episode], int]]:
     """(episodes that begin alike, how many first tokens they have in common), so that as few tokens as possible are
-    read in all, if every family costs PASS tokens more.
+    read in all, if every group costs PASS tokens more.
 
     What they have in common ends before the token that the first sampled one of any is predicted from.
     """
@@ -65,16 +66,16 @@ def families(episodes: list[Episode]) -> list[tuple[list[Episode], int]]:
     prompts = [(e.mask.index(True) if True in e.mask else len(e.ids)) - 1 for e in ordered]
     pairs = zip(itertools.pairwise(ordered), itertools.pairwise(prompts), strict=True)
     alike = np.array([max(0, min(len(os.path.commonprefix([a.ids, b.ids])), *ends)) for (a, b), ends in pairs], int)
-    # for the first `end` episodes: tokens saved by the best way to cut them, size of its last family, what that shares
-    saved, sizes, shared = (np.zeros(len(ordered) + 1, int) for _ in range(3))
+    # for the first `end` episodes: tokens saved by the best way to cut them, size of its last group, what that shares
+    saved, sizes, prefix = (np.zeros(len(ordered) + 1, int) for _ in range(3))
     for end in range(1, len(ordered) + 1):
         common = np.concatenate([[0], np.minimum.accumulate(alike[: end - 1][::-1])])  # of the last 1, 2, ..., end
-        ways = saved[:end][::-1] + common * np.arange(end) - PASS  # by the size of the last family
+        ways = saved[:end][::-1] + common * np.arange(end) - PASS  # by the size of the last group
         last = ways.argmax()
-        saved[end], sizes[end], shared[end] = ways[last], last + 1, common[last]
+        saved[end], sizes[end], prefix[end] = ways[last], last + 1, common[last]
     found, end = [], len(ordered)
     while end:
-        found.append((ordered[end - sizes[end] : end], int(shared[end])))
+        found.append((ordered[end - sizes[end] : end], int(prefix[end])))
         end -= sizes[end]
     return found
 
@@ -83,19 +84,52 @@ def micro_batches(episodes: list[Episode], budget: int, longest: int) -> list[tu
     """(episodes, how many tokens they have in common at the beginning) for one forward pass each.
 
     The rows of a pass hold at most `budget` tokens, padding included (but at least one episode): attention takes memory
-    for whole rows. What is common counts as 0 where an episode is longer than `longest` (Policy.shares_up_to), and
+    for whole rows. What is common counts as 0 where an episode is longer than `longest` (Policy.prefix_limit), and
     where it is not worth while.
     """
     passes, others = [], {e: len(e.ids) for e in episodes}
-    for family, shared in families(episodes):
-        lengths = {e: len(e.ids) for e in family}
-        if max(lengths.values()) <= longest and WORTHWHILE * shared * len(family) >= sum(lengths.values()):
+    for group, prefix in prefix_groups(episodes):
+        lengths = {e: len(e.ids) for e in group}
+        if max(lengths.values()) <= longest and WORTHWHILE * prefix * len(group) >= sum(lengths.values()):
             for batch in batches_by_length(lengths, budget):
                 if len(batch) > 1:
-                    passes.append((batch, shared))
+                    passes.append((batch, prefix))
                     for episode in batch:
                         del others[episode]
     return passes + [(batch, 0) for batch in batches_by_length(others, budget)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Episodes for one forward pass, padded on the right."""
+
+    ids: Tensor  # [B, T]
+    mask: Tensor  # [B, T], true where sampled
+    logps: Tensor  # [B, T], when sampled
+    advantages: Tensor  # [B, T], its episode's at every token
+    prefix: int  # first tokens that all rows have in common, and that are read once; 0: none
+    n_tokens: int  # without padding
+
+
+def training_batches(episodes: list[Episode], budget: int, policy) -> list[Batch]:
+    """The episodes in batches of at most `budget` padded tokens (but at least one episode) on the policy's device."""
+    return [
+        batch_of(rows, prefix, policy.device) for rows, prefix in micro_batches(episodes, budget, policy.prefix_limit)
+    ]
+
+
+def one_batch(episodes: list[Episode], policy) -> Batch:
+    """The episodes in one batch on the policy's device; what they have in common is read once, however short it is."""
+    ends = [episode.mask.index(True) - 1 for episode in episodes]
+    prefix = min(len(os.path.commonprefix([episode.ids for episode in episodes])), min(ends))
+    fits = len(episodes) > 1 and max(len(episode.ids) for episode in episodes) <= policy.prefix_limit
+    return batch_of(episodes, prefix if fits else 0, policy.device)
+
+
+def batch_of(episodes: list[Episode], prefix: int, device) -> Batch:
+    ids, mask, logps = pad_batch(episodes, device)  # [B, T] each
+    advantages = torch.tensor([[episode.advantage] for episode in episodes], device=device).expand(ids.shape)  # [B, T]
+    return Batch(ids, mask, logps, advantages, prefix, sum(len(episode.ids) for episode in episodes))
 
 
 def batches_by_length(lengths: dict, budget: int) -> list[list]:

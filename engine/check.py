@@ -6,14 +6,14 @@
 Every training begins with the short form, which ends the run if something is wrong.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from batches import families, pad_batch
+from engine.batches import one_batch
+from engine.models import adapted_weights
 from engine.policy import Policy
 from envs import BadInput, Pack
-from models import adapted_weights
 from rollout import Episode, Penalties, play, run
 
 GREEN, RESET = "\033[32m", "\033[0m"
@@ -37,20 +37,16 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
     # what two ways of computing the same may differ by, in nats per token
     tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
     tasks = sorted((e for e in episodes if e.kind == "solve"), key=lambda episode: len(episode.ids))
-    [(pair, shared)] = families([tasks[0], tasks[-1]])  # the shortest and the longest, which both begin with the rules
-    shared = shared if len(tasks[-1].ids) <= policy.shares_up_to else 0
+    pair = one_batch([tasks[0], tasks[-1]], policy)  # the shortest and the longest, which both begin with the rules
+    each = [one_batch([tasks[0]], policy), one_batch([tasks[-1]], policy)]
     policy.train_mode()
     for layer, _, _ in adapted_weights(policy.model):
         layer.lora_dropout.eval()
     with torch.no_grad():
-        ids, mask, logps = pad_batch(pair, policy.device)  # [2, T] each
-        together, _ = policy.logprobs(ids, mask, shared)  # [2, T]
-        gaps = (together - logps)[mask].abs()  # [n]
-        alone = []
-        for episode in pair:
-            one_ids, one_mask, _ = pad_batch([episode], policy.device)  # [1, t]
-            alone.append(policy.logprobs(one_ids, one_mask)[0][one_mask])  # [n of this one]
-        batching = (together[mask] - torch.cat(alone)).abs()  # [n]
+        together = policy.logprobs_of(pair)[0][pair.mask]  # [n]
+        alone = torch.cat([policy.logprobs_of(one)[0][one.mask] for one in each])  # [n]
+    gaps = (together - pair.logps[pair.mask]).abs()  # [n]
+    batching = (together - alone).abs()  # [n]
     findings = []
     for name, gap, problem in (
         (
@@ -71,8 +67,7 @@ def check_numbers(policy: Policy, episodes: list[Episode]) -> list[Finding]:
     policy.train_mode()
     gpu = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpu):  # dropout draws from the global random state
-        ids, mask, _ = pad_batch(tasks[:1], policy.device)  # [1, T]
-        likelihood = policy.logprobs(ids, mask)[0].sum()
+        likelihood = policy.logprobs_of(each[0])[0].sum()
         gradients = torch.autograd.grad(likelihood, list(parameters.values()), allow_unused=True)
     norms = {name: 0.0 if g is None else g.norm().item() for name, g in zip(parameters, gradients, strict=True)}
     total = sum(norm**2 for norm in norms.values()) ** 0.5
@@ -136,10 +131,10 @@ def play_a_little(policy: Policy, pack: Pack, games: int) -> list[Episode]:
 
 def short_check(policy: Policy, pack: Pack) -> str:
     """One line if the model trains as it samples; raises BadInput if it does not."""
-    cap = policy.max_reply_tokens
-    policy.max_reply_tokens = min(cap, 64)  # enough for this
+    settings = policy.settings
+    policy.settings = replace(settings, max_reply_tokens=min(settings.max_reply_tokens, 64))  # enough for this
     findings = check_numbers(policy, play_a_little(policy, pack, 2))
-    policy.max_reply_tokens = cap
+    policy.settings = settings
     for finding in findings:
         if finding.problem:
             raise BadInput(f"self-check: {finding.name}: {finding.detail}; {finding.problem}")

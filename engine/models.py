@@ -16,7 +16,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, an
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
 
-HERE = Path(__file__).parent
+REPO = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def load_model(
     `gguf_file` names a GGUF file in it, whose weights are unpacked (to bfloat16, if dtype is auto). `load_in_4bit`
     stores the linear layers as NF4 with doubly quantised scales and computes in bfloat16.
     """
-    if not Path(model).exists() and (HERE / model).exists():  # the embedded policy, from any working directory
-        model = str(HERE / model)
+    if not Path(model).exists() and (REPO / model).exists():  # the embedded policy, from any working directory
+        model = str(REPO / model)
     options = {"dtype": "bfloat16" if dtype == "auto" and (gguf_file or load_in_4bit) else dtype}
     source = {"gguf_file": gguf_file} if gguf_file else {}
     try:
