@@ -29,7 +29,7 @@ from tqdm import tqdm
 from engine.batches import training_batches
 from engine.chat import ChatFormat
 from engine.command_line import command_line, parse_flags
-from engine.embedded import MEDIOCRE, build_model, build_tokenizer, drill
+from engine.embedded import MEDIOCRE, build_model, build_tokenizer, drill, fingerprint
 from engine.errors import BadInput, first_line
 from engine.models import Lora, add_adapter, checkpoint_activations, load_model, merged_model
 from engine.policy import Policy
@@ -292,6 +292,8 @@ def main() -> None:
     model = merged_model(policy.model) if config.model and config.lora_rank else policy.model
     model.save_pretrained(config.output)
     policy.chat.tokenizer.save_pretrained(config.output)
+    if not config.model:
+        (Path(config.output) / "fingerprint.txt").write_text(fingerprint() + "\n", encoding="utf-8")
     partial.path.unlink(missing_ok=True)
     print(f"written: {config.output}")
 

@@ -93,7 +93,9 @@ def gaps(policy: Policy, episodes: list[Episode]) -> dict[str, torch.Tensor]:
         one_ids, one_mask, one_logps = pad_batch([episode], policy.device)  # [1, t] each
         with policy.precision():
             logits = policy.model(input_ids=one_ids, use_cache=False).logits.float()  # [1, t, V]
-        logp = (logits / policy.settings.temperature).log_softmax(-1)[:, :-1].gather(2, one_ids[:, 1:, None])[..., 0]  # [1, t-1]
+        logp = (
+            (logits / policy.settings.temperature).log_softmax(-1)[:, :-1].gather(2, one_ids[:, 1:, None])[..., 0]
+        )  # [1, t-1]
         own.append((logp - one_logps[:, 1:])[one_mask[:, 1:]])
     return {"trainer": (trained - logps)[mask].abs(), "own": torch.cat(own).abs()}
 

@@ -92,7 +92,9 @@ class Continuous(Scripted):
     def __init__(self, policy: Policy, spell_out: bool = False):
         super().__init__(policy.chat, spell_out)
         self.sampled, self.waiting = 0, {}
-        sampling = GenerationConfig(do_sample=True, temperature=policy.settings.temperature, top_k=0, top_p=1.0, eos_token_id=-1)
+        sampling = GenerationConfig(
+            do_sample=True, temperature=policy.settings.temperature, top_k=0, top_p=1.0, eos_token_id=-1
+        )
         self.model = policy.model.get_base_model()  # its layers have the adapter in them, merged or not
         self.attention = self.model.config._attn_implementation
         self.model.set_attn_implementation("sdpa")  # from there it finds its own: flash attention, or a paged one

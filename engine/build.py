@@ -1,11 +1,13 @@
 """The policy and the optimiser of a training run, made by its settings."""
 
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from context import update_messages
-from engine import processes
+from engine import embedded, processes
 from engine.errors import BadInput
 from engine.models import Lora, add_adapter, checkpoint_activations, describe_adapter, is_large, load_model
 from engine.policy import Policy
@@ -35,6 +37,8 @@ def build(config: Config, accelerator: Accelerator):
     size = sum(parameter.numel() for parameter in parameters)
     processes.say(f"model {config.model}, {size:,} trained parameters, on {accelerator.device}, lr {lr:g}")
     processes.say(describe_adapter(model))
+    if note := embedded.warning(Path(model.get_base_model().config._name_or_path)):
+        processes.say(note)
     processes.say(policy.why)
     return policy, accelerator.prepare(optimizer)
 

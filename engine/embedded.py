@@ -3,8 +3,10 @@
 imitate.py builds it from these. Its tokenizer has whole phrases of the prompts as single tokens.
 """
 
+import hashlib
 import random
 import re
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -90,3 +92,25 @@ def drill(chat: ChatFormat, rng: random.Random, lines: int = 24) -> Episode:
         episode.add(chat.encode(rest))
         shown.add(way)
     return episode
+
+
+def fingerprint() -> str:
+    """SHA-256 of the prompts and observations of some packs of level tiny: of another text another number."""
+    games = [play(make_pack("frozenlake", seed, 4, "tiny")) for seed in range(20)]
+    rollouts = run(games, Planner(0))
+    asked = [
+        m["content"] for rollout in rollouts for e in rollout.episodes for m in e.messages if m["role"] != "assistant"
+    ]
+    return hashlib.sha256("\0".join(asked).encode()).hexdigest()
+
+
+def warning(folder: Path) -> str:
+    """What to say about a model that was built for other prompts than those of now; empty if all is well, or if the
+    folder holds no such model."""
+    file = folder / "fingerprint.txt"
+    if not file.exists() or file.read_text(encoding="utf-8").strip() == fingerprint():
+        return ""
+    return (
+        f"warning: the prompts have changed since {folder} was built, whose tokenizer has their phrases as tokens: "
+        "it will break the reply format. Build it again: python imitate.py --output FOLDER, then --model FOLDER"
+    )

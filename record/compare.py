@@ -1,0 +1,118 @@
+"""Several runs in one table and one picture, the seeds of the same settings merged.
+
+    python -m record.compare runs/NAME runs/NAME ...            prints a table, writes compare.png
+    python -m record.compare runs/*-seed* --picture FILE.png
+
+Runs belong together if their settings differ in nothing but the seed and the names of files. A line is the mean over
+the seeds, with the standard deviation between them. What tells the groups apart stands in their names.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+from engine.command_line import command_line
+from engine.errors import BadInput
+from record.files import Metrics, is_run, read_settings
+from record.pictures import STYLES
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (after the choice of backend)
+
+NOT_COMPARED = {"seed", "name", "output", "resume", "check", "tracker"}
+
+
+def read(folder: Path) -> tuple[dict, dict[tuple[str, str], dict]]:
+    """(settings of a run, its newest evaluation by (environment, label))."""
+    if not is_run(folder):
+        raise BadInput(f"{folder}: is not a run folder (no config.json and metrics.jsonl in it)")
+    settings = {name: value for name, value in read_settings(folder).items() if name not in NOT_COMPARED}
+    records = [line["eval"] for line in Metrics(folder).read() if "eval" in line]
+    return settings, {(record["env"], record["label"]): record for record in records if record["label"] != "validation"}
+
+
+def groups(folders: list[Path]) -> list[tuple[str, list[dict]]]:
+    """(what is different about them, the evaluations of each run) for the runs of the same settings, in their order."""
+    found: list[tuple[dict, list[dict]]] = []
+    for folder in folders:
+        settings, records = read(folder)
+        for others, evaluations in found:
+            if others == settings:
+                evaluations.append(records)
+                break
+        else:
+            found.append((settings, [records]))
+    names = {name for settings, _ in found for name in settings}
+    differing = sorted(n for n in names if any(settings.get(n) != found[0][0].get(n) for settings, _ in found))
+    return [(" ".join(f"{n}={settings.get(n)}" for n in differing), runs) for settings, runs in found]
+
+
+def merged(values: list[list[float]]) -> list[tuple[float, float]]:
+    """Mean and standard deviation over runs of [runs][S], by position."""
+    return [(statistics.mean(at), statistics.stdev(at) if len(at) > 1 else 0.0) for at in zip(*values, strict=True)]
+
+
+def rows(folders: list[Path]) -> list[dict]:
+    """A row for each group of runs, environment and label: name, label, runs, and (mean, deviation) by position and of
+    the gap."""
+    found = []
+    for name, runs in groups(folders):
+        for env, label in dict.fromkeys(key for records in runs for key in records):
+            records = [of_run[env, label] for of_run in runs if (env, label) in of_run]
+            title = ", ".join(filter(None, [name, env, label]))
+            row = {"title": title, "label": label, "runs": len(records)}
+            row |= {key: merged([record[key] for record in records]) for key in ("success", "gap")}
+            found.append(row)
+    return found
+
+
+def table(found: list[dict]) -> str:
+    """Markdown: mean (standard deviation) over seeds."""
+    size = max(len(row["success"]) for row in found)
+    lines = ["| | runs | " + " | ".join(f"position {j}" for j in range(size)) + " | gap |", "|---" * (size + 3) + "|"]
+    for row in found:
+        cells = [cell(*numbers, row["runs"]) for numbers in row["success"]]
+        cells += [""] * (size - len(cells)) + [cell(*row["gap"][0], row["runs"])]
+        lines.append(f"| {row['title']} | {row['runs']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(mean: float, deviation: float, runs: int) -> str:
+    return f"{mean:.3f} ({deviation:.3f})" if runs > 1 else f"{mean:.3f}"
+
+
+def draw(found: list[dict], path: Path) -> None:
+    """Success by position, a line for each row but those of scripted players, with the deviation between its runs."""
+    found = [row for row in found if row["label"] not in STYLES]
+    figure, axis = plt.subplots(figsize=(7, 4.6))
+    for number, row in enumerate(found):
+        means, deviations = zip(*row["success"], strict=True)
+        aside = 0.04 * (number - (len(found) - 1) / 2)
+        title = f"{row['title']} ({row['runs']} run{'s' if row['runs'] > 1 else ''})"
+        axis.errorbar([j + aside for j in range(len(means))], means, deviations, label=title, marker="o", capsize=3)
+    axis.set(xlabel="position in the pack", ylabel="success, mean and deviation over seeds", ylim=(-0.03, 1.03))
+    axis.set_xticks(range(max(len(row["success"]) for row in found)))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="several runs in one table and one picture")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--picture", type=Path, default=Path("compare.png"), help="where the picture goes")
+    given = parser.parse_args()
+    found = rows(given.runs)
+    if not found:
+        raise BadInput("these runs have no evaluation yet")
+    print(table(found))
+    draw(found, given.picture)
+    print(f"written: {given.picture}")
+
+
+if __name__ == "__main__":
+    command_line(main)
