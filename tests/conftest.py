@@ -19,6 +19,13 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+SLOW_FILES = ("test_real_model", "test_memory")  # minutes each: first, so that at the end no worker waits for another
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in SLOW_FILES)  # else in their order
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """The embedded policy's tokenizer. Tests must not change it."""
