@@ -28,6 +28,7 @@ from engine.settings import Config, Shared, flag, parse_envs
 from envs import Pack, make_pack, name_of, players
 from record.files import VALIDATION_SEEDS, is_run, read_settings, write_text
 from record.pictures import draw, gap_closed, table
+from record.run import phase
 from rollout import Penalties, Rollout, play, run
 
 # ---------------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def evaluate_all(policy: Policy, config: Config, label: str, hints: bool = True)
     """Records of a policy in training, one for each environment of the run; "validation" has packs of its own."""
     records = []
     for env, level in config.env_levels:
-        with policy.sampling():
+        with phase("evaluation", "lower --kv-tokens (or use --load-in-4bit)", policy.device, {}), policy.sampling():
             records.append(evaluate_run(policy, config, label, env, level, hints))
     return records
 
