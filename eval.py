@@ -11,6 +11,8 @@ evaluated (or --output). A run is played as it was trained (environment, level, 
 penalties, ...) unless a flag says otherwise.
 """
 
+import engine.start  # noqa: F401, I001 (before torch is imported)
+
 import contextlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,14 +22,16 @@ from typing import Literal
 import torch
 
 from engine import processes
+from engine.build import check_window
 from engine.command_line import as_flags, command_line, parse_flags
 from engine.errors import BadInput
 from engine.models import add_adapter, load_model, merged_model
 from engine.policy import Policy
 from engine.settings import Config, Shared, flag, parse_envs
-from envs import Pack, make_pack, name_of, players
-from record.files import VALIDATION_SEEDS, is_run, read_settings, write_text
+from envs import Pack, name_of, players
+from record.files import VALIDATION_SEEDS, is_run, read_settings, whole_folder, write_text
 from record.pictures import draw, gap_closed, table
+from record.run import phase
 from rollout import Penalties, Rollout, play, run
 
 # ---------------------------------------------------------------------------------------------------------
@@ -82,7 +86,7 @@ def evaluate_all(policy: Policy, config: Config, label: str, hints: bool = True)
     """Records of a policy in training, one for each environment of the run; "validation" has packs of its own."""
     records = []
     for env, level in config.env_levels:
-        with policy.sampling():
+        with phase("evaluation", "lower --kv-tokens (or use --load-in-4bit)", policy.device, {}), policy.sampling():
             records.append(evaluate_run(policy, config, label, env, level, hints))
     return records
 
@@ -160,8 +164,10 @@ def merge(config: EvalConfig) -> None:
         raise BadInput(f"merge_to={config.merge_to!r}: must not exist yet, and --policy must be a run folder")
     whole = replace(config, load_in_4bit=False)  # what was trained on 4-bit weights is merged into the original ones
     policy = load_policy(whole)
-    merged_model(policy.model).save_pretrained(config.merge_to)
-    policy.chat.tokenizer.save_pretrained(config.merge_to)
+    model = merged_model(policy.model)
+    with whole_folder(Path(config.merge_to)) as folder:
+        model.save_pretrained(folder)
+        policy.chat.tokenizer.save_pretrained(folder)
     print(f"written: {config.merge_to}")
 
 
@@ -169,9 +175,15 @@ def settings_of(config: EvalConfig) -> EvalConfig:
     """The same evaluation with the settings of the run that it names, where no flag says otherwise."""
     settings = read_settings(Path(config.policy))
     of_run = {f.name: settings[f.name] for f in fields(Shared) if f.name in settings}
-    if settings.get("envs"):  # the first of several, unless a flag names another
-        of_run["env"], of_run["level"] = parse_envs(settings["envs"])[0]
-    return parse_flags(EvalConfig, defaults=as_flags(EvalConfig, config.policy, of_run))
+    file = Path(config.policy) / "config.json"
+    try:
+        if settings.get("envs"):  # the first of several, unless a flag names another
+            of_run["env"], of_run["level"] = parse_envs(str(settings["envs"]))[0]
+        defaults = as_flags(EvalConfig, file, of_run)
+        parse_flags(EvalConfig, [], defaults)
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from error
+    return parse_flags(EvalConfig, defaults=defaults)
 
 
 def main() -> None:
@@ -183,12 +195,14 @@ def main() -> None:
         return merge(config)
     policy = load_policy(config)
     blanked = config.context == "none"
+    if isinstance(policy, Policy):
+        check_window(policy, replace(config, pack_size=1) if blanked else config)  # 1: no hints
     label = Path(config.policy).name + (", hints blanked" if blanked else "")
     folder = f"{Path(config.policy).name}-on-{name_of(config.env)}-{config.level}-{config.pack_size}"
     output = Path(config.output or Path("eval") / (folder + ("-hints-blanked" if blanked else "")))
     output.mkdir(parents=True, exist_ok=True)
     seeds = range(config.seed * config.packs, (config.seed + 1) * config.packs)
-    packs = [make_pack(config.env, seed, config.pack_size, config.level, config.ralph) for seed in seeds]
+    packs = [config.pack(seed) for seed in seeds]
     at_once = config.rollouts_at_once
     with policy.sampling() if isinstance(policy, Policy) else contextlib.nullcontext():
         record = evaluate(policy, label, packs, config.penalties, hints=not blanked, seed=config.seed, at_once=at_once)

@@ -13,6 +13,8 @@ goal most of the time, but rarely uses what it knows and writes bad hints. What 
 find out that good hints, and using them, pay.
 """
 
+import engine.start  # noqa: F401, I001 (before torch is imported)
+
 import dataclasses
 import os
 import random
@@ -38,6 +40,7 @@ from environments.frozenlake_players import Planner
 from environments.player import Player
 from envs import make_pack
 from eval import summarise
+from record.files import whole_folder
 from record.run import phase
 from rollout import Episode, Reply, Rollout, play, run
 
@@ -56,14 +59,17 @@ class ImitateConfig:
     player: Literal["clean", "mediocre"] = flag("clean", "whom to imitate (with --model)")
     spell_out: bool = flag(False, "it compares rows and columns, and says what it knows of good ways (with --model)")
     level: Literal["tiny", "train", "hard"] = flag("tiny", "level of FrozenLake (with --model)")
-    steps: int = flag(100, "optimiser steps (with --model)", at_least=1)
-    packs_per_step: int = flag(24, "packs played by the player in a step", at_least=1)
-    pack_size: int = flag(4, "tasks in a pack", at_least=1)
+    steps: int = flag(100, "optimiser steps (with --model)", at_least=1, below=1e7)
+    packs_per_step: int = flag(24, "packs played by the player in a step", at_least=1, below=1e6)
+    pack_size: int = flag(4, "tasks in a pack", at_least=1, below=1e4)
     lr: float = flag(
         5e-4, "peak learning rate; it rises over the first tenth, then falls to a tenth (with --model)", above=0
     )
     lora_rank: int = flag(
-        0, "train a LoRA adapter of this rank, merged at the end; 0: all weights (with --model)", at_least=0
+        0,
+        "train a LoRA adapter of this rank, merged at the end; 0: all weights (with --model)",
+        at_least=0,
+        below=65_537,
     )
     tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)", at_least=1)
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored (with --model)")
@@ -290,10 +296,11 @@ def main() -> None:
     else:
         policy = build_embedded(dataclasses.replace(config, level="tiny", pack_size=4))
     model = merged_model(policy.model) if config.model and config.lora_rank else policy.model
-    model.save_pretrained(config.output)
-    policy.chat.tokenizer.save_pretrained(config.output)
-    if not config.model:
-        (Path(config.output) / "fingerprint.txt").write_text(fingerprint() + "\n", encoding="utf-8")
+    with whole_folder(Path(config.output)) as folder:
+        model.save_pretrained(folder)
+        policy.chat.tokenizer.save_pretrained(folder)
+        if not config.model:
+            (folder / "fingerprint.txt").write_text(fingerprint() + "\n", encoding="utf-8")
     partial.path.unlink(missing_ok=True)
     print(f"written: {config.output}")
 

@@ -13,6 +13,8 @@ A run folder holds config.json, metrics.jsonl, samples/ (rollouts as text), chec
 adapter/ and curves.png. Settings are in engine/settings.py, the life of a run (stop, resume, files) in record/run.py.
 """
 
+import engine.start  # noqa: F401, I001 (before torch is imported)
+
 import dataclasses
 import math
 import random
@@ -29,7 +31,7 @@ from engine.build import build
 from engine.check import full_check, short_check
 from engine.command_line import command_line, parse_flags
 from engine.policy import Policy
-from engine.settings import Config
+from engine.settings import Config, with_whole_paths
 from eval import evaluate_all, evaluate_players
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from record.files import TRAIN_SEEDS, resumed_settings
@@ -210,7 +212,7 @@ def divergence(policy: Policy, episodes: list[Episode], config: Config) -> float
 
 
 def main() -> None:
-    config = parse_flags(Config)
+    config = with_whole_paths(parse_flags(Config))
     folder = Path(config.resume) if config.resume else None
     if folder:
         config = resumed_settings(folder)

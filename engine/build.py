@@ -12,7 +12,7 @@ from engine.errors import BadInput
 from engine.models import Lora, add_adapter, checkpoint_activations, describe_adapter, is_large, load_model
 from engine.policy import Policy
 from engine.processes import bitsandbytes
-from engine.settings import Config
+from engine.settings import Config, Shared
 from envs import players
 from rollout import Episode, play, run
 
@@ -43,7 +43,7 @@ def build(config: Config, accelerator: Accelerator):
     return policy, accelerator.prepare(optimizer)
 
 
-def check_window(policy: Policy, config: Config) -> None:
+def check_window(policy: Policy, config: Shared) -> None:
     """Raise BadInput if a conversation could outgrow the model when all replies and hints are as long as allowed.
 
     Observations are taken to be as long as the longest that the environment's random player meets in 8 packs (as the

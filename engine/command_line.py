@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from engine.errors import BadInput, first_line
+from engine.start import begin_main
 
 
 def command_line(main: Callable[[], None]) -> None:
@@ -20,6 +21,7 @@ def command_line(main: Callable[[], None]) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # lines show at once in a log file too
     transformers.utils.logging.disable_progress_bar()  # those of loading and writing weights
     try:
+        begin_main()
         main()
     except (BadInput, OSError) as error:
         sys.exit(f"error: {error}")
@@ -60,21 +62,28 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def as_flags(settings: type, source: str | Path, values: Any) -> list[str]:
-    """The settings that a file holds, as flags. Hyphens may stand for underscores; what is null keeps its default."""
+def as_flags(settings: type, source: str | Path, values: Any, lines: dict[str, int] | None = None) -> list[str]:
+    """The settings that a file holds, as flags. Hyphens may stand for underscores; what is null keeps its default.
+
+    `lines` are the numbers of their lines, for error messages.
+    """
     names = [f.name for f in fields(settings)]
     if not isinstance(values, dict):
         raise BadInput(f"{source}: must hold settings by name; choose from {', '.join(names)}")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in values:
         if key not in names:
-            raise BadInput(f"{source}: unknown setting {key!r}{nearest(key, names)}; choose from {', '.join(names)}")
+            where = f"{source}, line {lines[key]}" if lines else source
+            raise BadInput(f"{where}: unknown setting {key!r}{nearest(key, names)}; choose from {', '.join(names)}")
     return [f"--{key}={value}" for key, value in values.items() if value is not None]
 
 
-def read_file(file: Path) -> dict[str, str | None]:
-    """The settings in a YAML file (or JSON, which is YAML), each as it is written there: YAML would read the name
-    `no` as false, and 010 as 8. Raises BadInput with the line for what cannot be read or stands there twice."""
+def read_file(file: Path) -> tuple[dict[str, str | None], dict[str, int]]:
+    """The settings in a YAML file (or JSON, which is YAML), each as it is written there, and the numbers of their
+    lines. YAML itself would read the name `no` as false, and 010 as 8.
+
+    Raises BadInput with the line for what cannot be read or stands there twice.
+    """
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -86,19 +95,22 @@ def read_file(file: Path) -> dict[str, str | None]:
     except RecursionError as error:
         raise BadInput(f"{file}: must hold settings by name, and nothing within them") from error
     if root is None:
-        return {}
+        return {}, {}
     if not isinstance(root, yaml.MappingNode):
         raise BadInput(f"{file}, line {root.start_mark.line + 1}: must hold settings by name, as in `steps: 40`")
     values: dict[str, str | None] = {}
+    lines: dict[str, int] = {}
     for key, value in root.value:
-        where = f"{file}, line {key.start_mark.line + 1}"
+        line = key.start_mark.line + 1
+        where = f"{file}, line {line}"
         if not isinstance(key, yaml.ScalarNode) or not isinstance(value, yaml.ScalarNode):
             raise BadInput(f"{where}: must hold a setting's name and its value, and nothing within them")
         name = key.value.replace("-", "_")
         if name in values:
             raise BadInput(f"{where}: {key.value!r} is given a second time")
         values[name] = None if value.tag == "tag:yaml.org,2002:null" else value.value
-    return values
+        lines[name] = line
+    return values, lines
 
 
 def parse_flags(settings: type, argv: list[str] | None = None, defaults: list[str] | None = None) -> Any:
@@ -110,6 +122,6 @@ def parse_flags(settings: type, argv: list[str] | None = None, defaults: list[st
     given = list(defaults or [])
     if argv and not argv[0].startswith("-") and Path(argv[0]).suffix in (".yaml", ".yml", ".json"):
         file = Path(argv.pop(0))
-        given += as_flags(settings, file, read_file(file))
+        given += as_flags(settings, file, *read_file(file))
     parser = OneLineParser(settings, allow_abbrev=False, usage="%(prog)s [SETTINGS.yaml] [--flag value ...]")
     return settings(**vars(parser.parse_args(given + argv)))

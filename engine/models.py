@@ -10,13 +10,12 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from envs import BadInput, first_line
+from engine.errors import BadInput, first_line
+from engine.settings import REPO
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and on a CPU it then complains
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
-
-REPO = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -188,9 +187,12 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
     with warnings.catch_warnings():  # about a property that peft reads and transformers renames
         warnings.simplefilter("ignore", FutureWarning)
         if folder is not None:
-            config = LoraConfig.from_pretrained(folder)
-            config.inference_mode = False
-            adapted = get_peft_model(model, config)
+            try:
+                config = LoraConfig.from_pretrained(folder)
+                config.inference_mode = False
+                adapted = get_peft_model(model, config)
+            except Exception as error:  # whatever a damaged adapter_config.json makes peft raise
+                raise BadInput(f"{folder}: this adapter cannot be read ({first_line(error)})") from error
             read_adapter(adapted, folder)
         else:
             options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
@@ -208,8 +210,14 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
 
 @torch.no_grad()
 def read_adapter(model: PeftModel, folder: Path) -> None:
-    """Give the model's adapter the weights saved in `folder`. Raises BadInput if they are not those of this model."""
-    saved = {name: value for name, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in name}
+    """Give the model's adapter the weights saved in `folder`. Raises BadInput if these cannot be read, or belong to
+    another model."""
+    try:
+        if not (folder / "adapter_model.safetensors").exists():  # else peft would look for it on the hub
+            raise FileNotFoundError("it has no adapter_model.safetensors")
+        saved = {name: value for name, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in name}
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise BadInput(f"{folder}: this adapter cannot be read ({first_line(error)})") from error
     own = get_peft_model_state_dict(model, save_embedding_layers=False)  # the parameters themselves, by those names
     own = {name: value for name, value in own.items() if "lora_" in name}
     missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())

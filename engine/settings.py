@@ -6,7 +6,7 @@ flags follow. What training and evaluation have in common they inherit from `Sam
 
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from envs import Pack, make_pack, name_of
 from rollout import Penalties
 
 LARGEST_SEED = 2**32 - 1  # of numpy, which is seeded, too
+REPO = Path(__file__).resolve().parents[1]
 
 
 def flag(
@@ -43,7 +44,7 @@ def check_bounds(settings) -> None:
 
 
 def limit(below: float) -> str:
-    return "finite" if below == math.inf else f"below {below:,g}"
+    return "finite" if below == math.inf else f"below {below:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,28 @@ class Shared(Sampling):
         check_bounds(self)
         if not self.length_lo < self.length_hi:
             raise BadInput(f"length_hi={self.length_hi}: must be above length_lo={self.length_lo}")
-        make_pack(self.env, 0, self.pack_size, self.level)  # unknown environments and levels end here
+        for env, level in self.env_levels:  # unknown environments and levels end here
+            self.pack(0, env, level)
 
     @property
     def penalties(self) -> Penalties:
         return Penalties(self.length_penalty, self.length_lo, self.length_hi)
+
+    @property
+    def cycle(self) -> list[tuple[str, str]]:
+        """(environment, level) of successive packs, again and again."""
+        return [(self.env, self.level)]
+
+    @property
+    def env_levels(self) -> list[tuple[str, str]]:
+        """(environment, level), each once."""
+        return list(dict.fromkeys(self.cycle))
+
+    def pack(self, seed: int, env: str = "", level: str = "") -> Pack:
+        """The pack of that seed, in its turn of the environments or in the given one."""
+        if not env:
+            env, level = self.cycle[seed % len(self.cycle)]
+        return make_pack(env, seed, self.pack_size, level, self.ralph)
 
 
 @dataclass(frozen=True)
@@ -169,12 +187,10 @@ class Config(Shared):
         episodes = rollouts * (2 * self.pack_size - 1)
         if self.updates_per_batch > episodes:
             raise BadInput(f"updates_per_batch={self.updates_per_batch}: a batch has {episodes} episodes only")
-        if self.name and (Path(self.name).name != self.name or not self.name.isprintable()):
+        if self.name and (self.name in (".", "..") or set("/\\") & set(self.name) or not self.name.isprintable()):
             raise BadInput(f"name={self.name!r}: must be the name of a folder, without slashes and line breaks")
         if Path(self.output).is_file():
             raise BadInput(f"output={self.output!r}: is a file; name a folder")
-        for env, level in self.env_levels:  # unknown environments and levels end here
-            self.pack(0, env, level)
         if len(self.cycle) > self.packs_per_step:
             raise BadInput(
                 f"envs={self.envs!r}: its shares add up to {len(self.cycle)}, "
@@ -187,24 +203,24 @@ class Config(Shared):
 
     @property
     def cycle(self) -> list[tuple[str, str]]:
-        """(environment, level) of successive packs, again and again."""
-        return parse_envs(self.envs) if self.envs else [(self.env, self.level)]
-
-    @property
-    def env_levels(self) -> list[tuple[str, str]]:
-        """(environment, level) of the run, each once."""
-        return list(dict.fromkeys(self.cycle))
-
-    def pack(self, seed: int, env: str = "", level: str = "") -> Pack:
-        """The pack of that seed, in its turn of the environments or in the given one."""
-        if not env:
-            env, level = self.cycle[seed % len(self.cycle)]
-        return make_pack(env, seed, self.pack_size, level, self.ralph)
+        return parse_envs(self.envs) if self.envs else super().cycle
 
     @property
     def base_name(self) -> str:
         """Name of the run folder, where none is given and no other run has it."""
         return f"{'mixed' if self.envs else f'{name_of(self.env)}-{self.level}'}-seed{self.seed}"
+
+
+def with_whole_paths(config: Config) -> Config:
+    """The same settings for somebody who starts from another folder: paths of a model and an environment are absolute,
+    but for a model in this repository (it may be moved), which is also looked for there."""
+    model, env = config.model, config.env
+    if Path(model).is_dir():
+        path = Path(model).resolve()
+        model = path.relative_to(REPO).as_posix() if path.is_relative_to(REPO) else str(path)
+    if "/" in env or env.endswith(".py"):
+        env = str(Path(env).resolve())
+    return replace(config, model=model, env=env)
 
 
 def parse_envs(text: str) -> list[tuple[str, str]]:

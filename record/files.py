@@ -1,5 +1,6 @@
 """The files of a run: its settings, its metrics and its checkpoints, written so that what was there is never lost."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -31,6 +32,22 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{path.name}")
     temporary.write_text(text, encoding="utf-8", errors="replace")
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its name when all is written. Raises BadInput if that fails: on a full disk
+    the writers of weights raise errors of their own. Then nothing of it is left, and what was there before stays."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise BadInput(f"{path}: could not be written ({first_line(error)})") from error
 
 
 def write_settings(folder: Path, config: Config) -> None:
@@ -91,29 +108,19 @@ def new_folder(config: Config) -> tuple[Path, FileLock]:
     names = chain([config.base_name], (f"{config.base_name}-{n}" for n in count(2)))
     for name in [config.name] if config.name else names:
         folder = Path(config.output) / name
-        taken = any((folder / file).exists() for file in ("config.json", "metrics.jsonl"))
-        if not taken:
+        taken = folder / "metrics.jsonl"  # what is written last: without it a folder is no run yet, and may be begun
+        if not taken.exists():
             folder.mkdir(parents=True, exist_ok=True)
             held = lock(folder)
-            if held and not any((folder / file).exists() for file in ("config.json", "metrics.jsonl")):
-                begin(folder, config)
+            if held and not taken.exists():
+                for part in ("samples", "checkpoints"):
+                    (folder / part).mkdir(exist_ok=True)
+                write_settings(folder, config)
+                taken.touch()
                 return folder, held
     raise BadInput(
         f"name={config.name!r}: {folder} already holds a run; --resume {folder} goes on with it, or rename it"
     )
-
-
-def begin(folder: Path, config: Config) -> None:
-    """Write what makes the folder a run; all of it or nothing, so that the name does not stay taken for nothing."""
-    try:
-        for part in ("samples", "checkpoints"):
-            (folder / part).mkdir(exist_ok=True)
-        write_settings(folder, config)
-        (folder / "metrics.jsonl").write_text("")
-    except OSError:
-        for file in ("config.json", ".tmp-config.json", "metrics.jsonl"):
-            (folder / file).unlink(missing_ok=True)
-        raise
 
 
 def open_folder(config: Config, folder: Path | None) -> tuple[Path, FileLock | None]:
@@ -128,7 +135,6 @@ def open_folder(config: Config, folder: Path | None) -> tuple[Path, FileLock | N
                 held = lock(folder)
                 if held is None:
                     raise BadInput(f"resume={str(folder)!r}: another process is at work on this run")
-                write_settings(folder, config)
         except (BadInput, OSError) as error:
             found[0] = error
     [found] = broadcast_object_list(found)
@@ -240,6 +246,8 @@ def read_state(checkpoint: Path, steps: int) -> tuple[int, int]:
             f"{checkpoint}: was written by a run of {written_by} processes, and this one has {processes.count()}; "
             f"start {written_by} (accelerate launch --num_processes {written_by})"
         )
+    if checkpoint.name != f"step_{done:06d}":
+        raise ValueError(f"state.json is that of step {done}")
     if done > steps:
         raise BadInput(f"steps={steps}: {checkpoint} has more steps behind it")
     was, found = state["files"], checksums(checkpoint)

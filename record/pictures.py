@@ -16,25 +16,28 @@ STYLES = {"random": ("0.7", ":"), "informed": ("0.5", "-."), "learner": ("0.3", 
 
 
 def table(records: list[dict], name: str = "success") -> str:
-    """Records as text: a line each, mean [low, high] by position, and the gap from the first to the last position."""
+    """Records as text: a line each, mean [low, high] by position, and the gap from the first to the last of several."""
     width = max(len(record["label"]) for record in records)
+    size = len(records[0][name])
 
     def cells(record: dict, key: str) -> list[str]:
         numbers = zip(record[key], record[f"{key}_low"], record[f"{key}_high"], strict=True)
         return [f"{mean:5.2f} [{low:5.2f},{high:5.2f}]" for mean, low, high in numbers]
 
-    positions = [f"{f'position {j}':^19}" for j in range(len(records[0][name]))]
-    lines = ["  ".join([" " * width, *positions, f"{'gap':^19}"])]
+    columns = [f"{text:^19}" for text in (*(f"position {j}" for j in range(size)), "gap")]
+    lines = ["  ".join([" " * width, *columns[: size + (size > 1)]])]
     for record in records:
-        lines.append("  ".join([record["label"].ljust(width), *cells(record, name), *cells(record, "gap")]))
+        gap = cells(record, "gap") if size > 1 else []
+        lines.append("  ".join([record["label"].ljust(width), *cells(record, name), *gap]))
     return "\n".join(line.rstrip() for line in lines)
 
 
 def gap_closed(records: list[dict]) -> str:
     """A line for each record that is no reference: how much of the gap from the random player to the learner it closes,
-    by position: (success - random) / (learner - random). Empty without these two."""
+    by position: (success - random) / (learner - random). Empty without these two, and for packs of one task, in which
+    nothing can be learnt."""
     at = {record["label"]: record["success"] for record in records}
-    if not {"random", "learner"} <= at.keys():
+    if not {"random", "learner"} <= at.keys() or len(at["random"]) == 1:
         return ""
     lines = []
     for label in at.keys() - STYLES.keys():

@@ -11,10 +11,18 @@ import torch
 from accelerate import Accelerator
 
 from engine import processes
-from engine.errors import BadInput, first_line
+from engine.errors import BadInput
 from engine.policy import Policy
 from engine.settings import Config
-from record.files import Metrics, load_checkpoint, open_folder, save_checkpoint, write_text
+from record.files import (
+    Metrics,
+    load_checkpoint,
+    open_folder,
+    save_checkpoint,
+    whole_folder,
+    write_settings,
+    write_text,
+)
 from record.metrics import as_text, step_line
 from record.pictures import report
 from rollout import Rollout
@@ -24,7 +32,8 @@ class Run:
     """A run of training on disk. `done` is the number of steps that are behind it.
 
     As a context it turns a stop (Ctrl-C, SIGTERM, SIGHUP) between two steps into a checkpoint, and `step()` is a
-    context that the first stop waits for.
+    context that the first stop waits for. Of several processes one that is stopped outside of a step just ends: the
+    launcher then ends the others, and the newest checkpoint counts.
     """
 
     def __init__(self, config: Config, policy: Policy, accelerator: Accelerator, folder: Path | None = None):
@@ -35,10 +44,14 @@ class Run:
         if folder is not None:
             self.done, lines = load_checkpoint(self.folder, config.steps, policy, accelerator)
             self.metrics.cut(lines)
+            if processes.is_main():
+                write_settings(self.folder, config)
         self.saved = self.done  # the step of the newest checkpoint
         self.bad_steps = 0  # in a row, without a finite gradient
-        self.in_step = self.asked_to_stop = False
-        self.go_on = f"python {sys.argv[0]} --resume {self.folder}"
+        self.in_step = self.asked_to_stop = self.stopped_together = False
+        n = processes.count()
+        launcher = "python" if n == 1 else f"accelerate launch --num_processes {n}"
+        self.go_on = f"{launcher} {sys.argv[0]} --resume {self.folder}"
         accelerator.project_configuration.logging_dir = str(self.folder)
         accelerator.init_trackers("connect-the-dots", vars(config))
         processes.say(f"run {self.folder}, from step {self.done}")
@@ -47,15 +60,21 @@ class Run:
 
     def __enter__(self) -> "Run":
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # Windows has no SIGHUP
-                signal.signal(getattr(signal, name), self.ask_to_stop)
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+                signal.signal(number, self.ask_to_stop)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is KeyboardInterrupt and not self.in_step:  # else a step was broken off
-            if self.saved < self.done:
+        if kind is KeyboardInterrupt:
+            # all processes save together; where this one alone was stopped, the others may be anywhere
+            together = self.stopped_together or processes.count() == 1 and not self.in_step
+            if together and self.saved < self.done:
                 self.save()
-            processes.say(f"stopped after step {self.done}; {self.go_on} goes on")
+            say = processes.say if together else print
+            say(f"stopped after step {self.saved}; {self.go_on} goes on")
+        if self.lock:
+            self.lock.release()
 
     def ask_to_stop(self, *_) -> None:
         if self.asked_to_stop or not self.in_step:
@@ -70,6 +89,7 @@ class Run:
         yield
         self.in_step = False
         if processes.total([float(self.asked_to_stop)])[0]:
+            self.stopped_together = True
             raise KeyboardInterrupt
 
     # -- metrics and checkpoints
@@ -117,12 +137,10 @@ class Run:
         """Write the adapter, print and draw the evaluations."""
         if processes.is_main():
             try:
-                self.policy.model.save_pretrained(self.folder / "adapter")
-            except Exception as error:  # safetensors has errors of its own for a full disk
-                raise BadInput(
-                    f"{self.folder / 'adapter'}: could not be written ({first_line(error)}); "
-                    f"the last checkpoint is kept, {self.go_on} tries again"
-                ) from error
+                with whole_folder(self.folder / "adapter") as adapter:
+                    self.policy.model.save_pretrained(adapter)
+            except BadInput as error:
+                raise BadInput(f"{error}; the last checkpoint is kept, {self.go_on} tries again") from error
             report(self.folder, self.config, self.metrics.read())
         self.accelerator.end_training()
 

@@ -1,6 +1,8 @@
-"""Shared by all tests: one thread, no GPU, no network; tokenizers, model folder and wheels that several files need."""
+"""Shared by all tests: one thread, no GPU, no network; tokenizers, models, wheels and runs that several files need."""
 
+import copy
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,6 +12,7 @@ from pathlib import Path
 
 # read when torch and transformers are imported; the scripts that tests start inherit them
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["GOMP_SPINCOUNT"] = "1000"  # as engine/start.py does
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on every machine the same results
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -17,6 +20,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+REPO = Path(__file__).parents[1]
 
 
 SLOW_FILES = ("test_real_model", "test_memory")  # minutes each: first, so that at the end no worker waits for another
@@ -29,19 +33,19 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tokenizer():
     """The embedded policy's tokenizer. Tests must not change it."""
-    import imitate
+    from engine.embedded import build_tokenizer
 
-    return imitate.build_tokenizer()
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def model_folder(tokenizer, tmp_path_factory):
     """A folder with a small random model, as save_pretrained leaves it. Tests must not change it."""
-    import imitate
+    from engine.embedded import build_model
 
     folder = tmp_path_factory.mktemp("models") / "small"
     torch.manual_seed(0)
-    imitate.build_model(tokenizer).save_pretrained(folder)
+    build_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -109,3 +113,78 @@ def chat(tokenizer):
     from engine.chat import ChatFormat
 
     return ChatFormat(tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Runs of train.py. Tests must not change them.
+
+
+@pytest.fixture
+def start_process():
+    """Starts train.py, or another script, as a process of its own, which does not outlive the test."""
+    started = []
+
+    def start(argv, launcher=(), script="train.py", **options):
+        command = [sys.executable, *launcher, REPO / script, *map(str, argv)]
+        options = {"cwd": REPO, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        started.append(subprocess.Popen(command, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def plain(output):
+    """A finished run."""
+    from training import flags, run_here
+
+    assert run_here(flags(output=output, name="plain")) == 0
+    return output / "plain"
+
+
+@pytest.fixture(scope="session")
+def eventful(output):
+    """A finished run that nothing interrupted, to compare interrupted ones with."""
+    from training import EVENTFUL, flags, run_here
+
+    assert run_here(flags(**EVENTFUL, output=output, name="eventful")) == 0
+    return output / "eventful"
+
+
+@pytest.fixture(scope="session")
+def unfinished(output):
+    """The same run, killed in its last step, with the checkpoints of steps 2 and 4."""
+    from training import EVENTFUL, flags, kill, run_until
+
+    assert run_until(flags(**EVENTFUL, output=output, name="unfinished"), "update", 5, kill) == "killed"
+    return output / "unfinished"
+
+
+@pytest.fixture
+def broken(unfinished, tmp_path):
+    """A copy of the unfinished run, to be damaged."""
+    return Path(shutil.copytree(unfinished, tmp_path / "broken"))
+
+
+@pytest.fixture(scope="session")
+def played():
+    """One step's rollouts, [packs][G]."""
+    from training import PLAYED, fresh_policy
+
+    import train
+
+    return train.collect(fresh_policy(), PLAYED, 0)
+
+
+@pytest.fixture
+def groups(played):
+    """The same, to be changed."""
+    return copy.deepcopy(played)
