@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from batches import families, pad_batch
+from engine.errors import BadInput
 from engine.policy import Policy
-from envs import BadInput, Pack
+from envs import Pack
 from models import adapted_weights
 from rollout import Episode, Penalties, play, run
 

@@ -29,10 +29,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import HfArgumentParser
 
+from engine.errors import BadInput, first_line
 from engine.policy import Policy, policy_for
-from envs import BadInput, Pack, first_line, make_pack
+from envs import Pack, make_pack, name_of, players
 from models import add_adapter, load_model, merged_model
-from players import PLAYERS
 from rollout import Penalties, Rollout, play, run
 
 matplotlib.use("Agg")
@@ -94,6 +94,8 @@ def parse_envs(text: str) -> list[World]:
     for part in text.split(","):
         name, _, share = part.strip().partition("=")
         env, _, level = name.partition("/")
+        if name_of(env) != env or "/" in level:
+            raise BadInput(f"envs={text!r}: {name!r} looks like a path; environments go here by name, a path to --env")
         if not re.fullmatch("[1-9][0-9]{0,2}", share or "1"):
             raise BadInput(f"envs={text!r}: the share {share!r} must be a whole number from 1 to 999")
         cycle += [(env, level or "train")] * int(share or 1)
@@ -228,11 +230,6 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
     plt.close(figure)
 
 
-def reference_players(env: str) -> dict:
-    """label -> scripted player, for the lines drawn beside every evaluation on this environment."""
-    return {label: player(0) for label, player in PLAYERS.get(env, {}).items()}
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Command line
 
@@ -302,8 +299,8 @@ def read_run(folder: Path) -> dict:
 def load_policy(config: EvalConfig):
     """The policy that `--policy` names: scripted, a run folder with its adapter, or a model as it is."""
     name = config.policy
-    if name in PLAYERS.get(config.env, {}):
-        return PLAYERS[config.env][name](0)
+    if name in (scripted := players(config.env)):
+        return scripted[name]
     device = PartialState(cpu=not torch.cuda.is_available()).device  # of this process
     adapter = None
     if is_run(Path(name)):
@@ -345,7 +342,7 @@ def main() -> None:
     policy = load_policy(config)
     name = Path(config.policy).name
     blanked = config.context == "none"
-    folder = f"{name}-on-{config.env}-{config.level}-{config.pack_size}" + ("-hints-blanked" if blanked else "")
+    folder = f"{name}-on-{name_of(config.env)}-{config.level}-{config.pack_size}{'-hints-blanked' * blanked}"
     output = Path(config.output or Path("eval") / folder)
     output.mkdir(parents=True, exist_ok=True)
     seeds = range(config.seed * config.packs, (config.seed + 1) * config.packs)
@@ -355,13 +352,13 @@ def main() -> None:
     with policy.sampling() if isinstance(policy, Policy) else contextlib.nullcontext():
         record = evaluate(policy, label, packs, penalties, not blanked, config.seed, config.rollouts_at_once)
     records = [record]
-    for name, player in reference_players(config.env).items():
+    for name, player in players(config.env).items():
         if name != label:
             records.append(evaluate(player, name, packs, penalties))
     if not PartialState().is_main_process:
         return
     (output / "eval.json").write_text(json.dumps({"config": asdict(config), "records": records}, indent=1) + "\n")
-    draw(records, output / "eval.png", f"{config.env}, level {config.level}, {config.packs} packs")
+    draw(records, output / "eval.png", f"{name_of(config.env)}, level {config.level}, {config.packs} packs")
     print(*filter(None, [table(records), gap_closed(records)]), sep="\n")
     print(f"broken format {record['broken_format']:.2%}, truncated replies {record['truncated']:.2%}")
     print(f"written: {output / 'eval.json'}, {output / 'eval.png'}")

@@ -31,11 +31,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3
 
 from batches import micro_batches, pad_batch
 from chat import ChatFormat
+from engine.errors import BadInput, first_line
 from engine.policy import Policy
-from environments.frozenlake import MOVES
-from environments.frozenlake_players import ACTIONS, Planner
+from environments.frozenlake.players import ACTIONS, Planner
+from environments.frozenlake.task import MOVES
 from environments.player import Player
-from envs import BadInput, first_line, make_pack
+from envs import make_pack
 from eval import command_line, flag, parse_flags, summarise
 from journal import phase
 from models import Lora, add_adapter, checkpoint_activations, load_model, merged_model

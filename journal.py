@@ -18,10 +18,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load
 
+from engine.errors import BadInput, first_line
 from engine.policy import Policy
 from environments.player import Player
-from envs import BadInput, first_line
-from eval import World, draw, evaluate, gap_closed, reference_players, table
+from envs import name_of, players
+from eval import World, draw, evaluate, gap_closed, table
 from models import read_adapter
 from rollout import Rollout
 
@@ -44,7 +45,7 @@ def open_run(config: "Config", accelerator: Accelerator) -> Path:
     """Create the run folder of a new run and write its config.json (main process; the others are told)."""
     folder = None
     if accelerator.is_main_process:
-        base = f"{'mixed' if config.envs else f'{config.env}-{config.level}'}-seed{config.seed}"
+        base = f"{'mixed' if config.envs else f'{name_of(config.env)}-{config.level}'}-seed{config.seed}"
         names = [config.name] if config.name else chain([base], (f"{base}-{n}" for n in count(2)))
         folders = (Path(config.output) / name for name in names)
         files = ("config.json", "metrics.jsonl")
@@ -191,7 +192,7 @@ class Journal:
     def test_players(self, step: int) -> None:
         """Evaluate the scripted players of every environment, for the reference lines."""
         for world in self.config.worlds:
-            for name, player in reference_players(world[0]).items():
+            for name, player in players(world[0]).items():
                 self._evaluate(name, step, player, world, True)
 
     def _evaluate(self, label: str, step: int, policy: Policy | Player, world: World, hints: bool) -> None:
@@ -201,7 +202,7 @@ class Journal:
             seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.eval_packs)
         packs = [config.pack(seed, world) for seed in seeds]
         record = evaluate(policy, label, packs, config.penalties, hints, config.seed, config.rollouts_at_once)
-        env = "/".join(world)
+        env = f"{name_of(world[0])}/{world[1]}"
         self.write(step, {"eval": {"env": env, **record}})
         where = f"{env} | " if config.envs else ""
         self.accelerator.print(f"{where}{label} | success", *(f"{x:.2f}" for x in record["success"]))
@@ -210,13 +211,13 @@ class Journal:
         """For every environment print the table of the evaluations on the test packs and draw them, curves.png."""
         lines, config = self.read(), self.config
         for world in config.worlds:
-            env = "/".join(world)
+            env = f"{name_of(world[0])}/{world[1]}"
             records = [line["eval"] for line in lines if "eval" in line and line["eval"]["env"] == env]
             records = [record for record in records if record["label"] != "validation"]
             key = f"success/{env}" if len(config.worlds) > 1 else "success"
             history = [{**line, "success": line[key]} for line in lines if "eval" not in line]
             picture = self.folder / (f"curves-{'-'.join(world)}.png" if config.envs else "curves.png")
-            draw(records, picture, f"{world[0]}, level {world[1]}, {config.test_packs} packs", history)
+            draw(records, picture, f"{name_of(world[0])}, level {world[1]}, {config.test_packs} packs", history)
             print(f"\n{env}: success on {config.test_packs} fresh packs, mean and 95 % interval")
             print(*filter(None, [table(records), gap_closed(records)]), sep="\n")
             print(f"written: {picture}")

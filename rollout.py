@@ -2,7 +2,7 @@
 
 `play` is the Connect-the-Dots loop over one pack: solve a task, write a hint, solve the next task with it, ... It is a
 plain generator that yields the conversation waiting for a reply, so anything that turns conversations into text can
-drive it: a language model (policy.py), a scripted player (players.py), a test. `run` drives many at once.
+drive it: a language model (engine/), a scripted player (environments/player.py), a test. `run` drives many at once.
 """
 
 from collections.abc import Generator, Iterable
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from context import NO_HINTS_YET, parse_update, quote, solve_system, update_messages
-from envs import Pack, Task
+from envs import Pack, Task, name_of
 
 BAR_DELAY = 3  # progress bars show after this many seconds
 TOO_LONG = "The conversation has become too long, so the task ends here."
@@ -142,7 +142,7 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
             update.context, update.broken_format = context, not readable
             update.reward = 0.0 if readable else -penalties.bad_hint
             episodes.append(update)
-    return Rollout(pack.seed, episodes, f"{pack.env}/{pack.level}")
+    return Rollout(pack.seed, episodes, f"{name_of(pack.env)}/{pack.level}")
 
 
 def run(

@@ -36,9 +36,10 @@ from tqdm import tqdm
 from batches import micro_batches, pad_batch
 from check import full_check, short_check
 from context import update_messages
+from engine.errors import BadInput
 from engine.policy import Policy, policy_for
-from envs import BadInput, Pack, make_pack
-from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run, reference_players
+from envs import Pack, make_pack, players, whole
+from eval import World, as_flags, command_line, flag, is_run, parse_envs, parse_flags, read_run
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from journal import TRAIN_SEEDS, Journal, Stop, as_text, load_checkpoint, open_run, phase, save_checkpoint, write_text
 from models import Lora, add_adapter, checkpoint_activations, describe_adapter, is_large, load_model
@@ -390,7 +391,7 @@ def check_window(policy: Policy, config: Config) -> None:
         episode = next(play(config.pack(0, world)))
         first = episode.messages[-1]["content"]
         policy.chat.open_turn(episode)
-        player = reference_players(world[0]).get("random")
+        player = players(world[0]).get("random")
         rollouts = run([play(config.pack(seed, world)) for seed in range(8)], player) if player else []
         later = [m["content"] for rollout in rollouts for e in rollout.of("solve") for m in e.messages[3::2]]
         turns, fixed = episode.task.max_turns, len(episode.ids)
@@ -540,6 +541,7 @@ def train(config: Config, folder: Path | None = None) -> None:
 
 def main() -> None:
     config = parse_flags(Config)
+    config = dataclasses.replace(config, env=whole(config.env))  # for those who resume or evaluate it elsewhere
     folder = Path(config.resume) if config.resume else None
     if folder:
         config = resumed_config(folder)

@@ -41,8 +41,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 import train  # noqa: E402
 from batches import pad_batch  # noqa: E402
 from check import short_check  # noqa: E402
+from engine.errors import BadInput, first_line  # noqa: E402
 from engine.policy import Policy  # noqa: E402
-from envs import BadInput, first_line, make_pack  # noqa: E402
+from envs import make_pack  # noqa: E402
 from eval import EvalConfig, merge  # noqa: E402
 from models import HERE, Lora, LoraLayer, add_adapter, load_model, text_decoder  # noqa: E402
 from rollout import Episode  # noqa: E402

@@ -36,9 +36,10 @@ from shared import Settings, counted_replays
 import train
 from batches import pad_batch
 from check import play_a_little
+from engine.errors import BadInput
 from engine.policy import Policy
-from environments.frozenlake_players import Planner
-from envs import BadInput, make_pack
+from environments.frozenlake.players import Planner
+from envs import make_pack
 from eval import command_line, parse_flags
 from imitate import PLANNERS, imitate, lessons, rise_and_fall
 from imitate import ImitateConfig as Imitation

@@ -38,8 +38,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from peer_trl import PACKAGES, Meter, report, reward  # noqa: E402
 
 import train  # noqa: E402
-from environments.frozenlake import FrozenLake  # noqa: E402
-from envs import ENVS, BadInput, Task  # noqa: E402
+from engine.errors import BadInput  # noqa: E402
+from environments.frozenlake.task import FrozenLake  # noqa: E402
+from envs import ENVS, Task  # noqa: E402
 from eval import command_line, flag, parse_flags  # noqa: E402
 from journal import TRAIN_SEEDS  # noqa: E402
 from models import HERE  # noqa: E402

@@ -16,8 +16,8 @@ from transformers import Cache
 
 from batches import ATTENTION, PASS, batches_by_length, families
 from engine.draft import Draft
+from engine.errors import first_line
 from engine.weights import Weights
-from envs import first_line
 from rollout import Episode
 
 CHOICES = "index_topk keep_window_size".split()  # names of how many keys a layer chooses, where there are more

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from envs import BadInput
+from engine.errors import BadInput
 from models import LoraLayer, PeftModel, adapted_weights, merge_adapter, text_decoder, tied_weights
 
 HEAD_ELEMENTS = 1 << 26  # at most this many logits exist at a time in training (0.25 GiB in single precision)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import imitate
 from batches import pad_batch
 from chat import ChatFormat
+from engine.errors import BadInput
 from engine.policy import Policy
-from environments.frozenlake_players import Planner
-from envs import BadInput, make_pack
+from environments.frozenlake.players import Planner
+from envs import make_pack
 from rollout import Episode, Reply, play, run
 
 PLAIN = imitate.TEMPLATE

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import eval as script
+from engine.errors import BadInput
 from engine.policy import Policy
-from environments.frozenlake_players import LakeLearner, LakeRandom
-from envs import BadInput, make_pack
-from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
+from environments.frozenlake.players import LakeLearner, LakeRandom
+from envs import make_pack
+from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, summarise, table
 from models import Lora, add_adapter, load_model
-from players import PLAYERS
 from rollout import Episode, Penalties, Reply, Rollout, play, run
 
 ROOT = Path(__file__).parents[1]
@@ -98,12 +98,6 @@ def test_evaluate_plays_the_packs_it_is_given():
         rollouts = run([play(pack.fresh(), Penalties(), hints) for pack in packs], LakeLearner())
         assert evaluate(LakeLearner(), "learner", packs, Penalties(), hints) == summarise("learner", rollouts)
         assert all(len(rollout.episodes) == (5 if hints else 3) for rollout in rollouts)
-
-
-def test_reference_players_are_those_that_play_the_environment():
-    players = reference_players("frozenlake")
-    assert {label: type(player) for label, player in players.items()} == PLAYERS["frozenlake"]
-    assert reference_players("another") == {}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ import imitate as script
 from batches import pad_batch
 from chat import ChatFormat
 from context import NO_HINTS_YET
+from engine.errors import BadInput
 from engine.policy import Policy
-from environments.frozenlake import MOVES
-from environments.frozenlake_players import LakeLearner, LakeRandom, Planner
-from envs import BadInput, make_pack
+from environments.frozenlake.players import LakeLearner, LakeRandom, Planner
+from environments.frozenlake.task import MOVES
+from envs import make_pack
 from eval import command_line
 from imitate import (
     ImitateConfig,

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from batches import pad_batch
+from engine.errors import BadInput
 from engine.policy import Policy
-from envs import BadInput
 from eval import EvalConfig, load_policy
 from models import (
     Lora,

@@ -32,9 +32,10 @@ from batches import pad_batch
 from chat import ChatFormat
 from engine import fast
 from engine import weights as weights_room
+from engine.errors import BadInput
 from engine.fast import Fast
 from engine.policy import OUTGROWN, Policy
-from envs import BadInput, Pack, make_pack
+from envs import Pack, make_pack
 from models import Lora, LoraLayer, add_adapter, checkpoint_activations, dithered, load_model, n_weights
 from rollout import TOO_LONG, Reply, play, run
 

@@ -18,7 +18,7 @@ import imitate
 import train
 from chat import ChatFormat
 from engine.policy import Policy
-from environments.frozenlake_players import Planner
+from environments.frozenlake.players import Planner
 from envs import make_pack
 from models import load_model
 from rollout import play, run

@@ -6,8 +6,8 @@ import pytest
 from doubles import Script, message, tokens
 
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, UPDATE_SYSTEM
-from environments.frozenlake import LAKE_LEVELS, FrozenLake, LakeMap
-from environments.frozenlake_players import LakeLearner
+from environments.frozenlake.players import LakeLearner
+from environments.frozenlake.task import LAKE_LEVELS, FrozenLake, LakeMap
 from envs import Pack, make_pack
 from rollout import Penalties, play, run
 

@@ -22,10 +22,10 @@ from transformers import (
 
 from batches import pad_batch
 from engine import probe
+from engine.errors import BadInput
 from engine.fast import Fast, RowCache
 from engine.generate import Generate
 from engine.policy import Policy
-from envs import BadInput
 from rollout import play, run
 
 WINDOWS = {"kind": MistralForCausalLM, "config": MistralConfig, "sliding_window": 24}

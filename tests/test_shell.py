@@ -10,8 +10,8 @@ from conftest import cpu_seconds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.filesystem import FOLDER, MAX_NODES, Failure, Machine, Node
-from environments.shell import CMD, MAX_LINE, POSIX, Setup, Shell, new_mode, parse, printable
+from environments.terminal.filesystem import FOLDER, MAX_NODES, Failure, Machine, Node
+from environments.terminal.shell import CMD, MAX_LINE, POSIX, Setup, Shell, new_mode, parse, printable
 
 HOMES = {"linux": "/home/ann", "macos": "/Users/ann", "windows": "/Users/ann"}
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from environments.filesystem import Node
-from environments.terminal import (
+from environments.terminal.filesystem import Node
+from environments.terminal.players import FACTS, TerminalInformed, TerminalLearner, TerminalRandom, read_recipe
+from environments.terminal.task import (
     COMPOSITE,
     ERRANDS,
     QUIRKS,
@@ -26,7 +27,6 @@ from environments.terminal import (
     draw_files,
     make_setup,
 )
-from environments.terminal_players import FACTS, TerminalInformed, TerminalLearner, TerminalRandom, read_recipe
 from envs import Pack, make_pack, parse_answer
 from rollout import play, run
 

@@ -37,9 +37,10 @@ import journal
 import train
 from batches import pad_batch
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, parse_update
+from engine.errors import BadInput
 from engine.policy import Policy
-from environments.frozenlake_players import LakeRandom
-from envs import ENVS, BadInput, make_pack
+from environments.frozenlake.players import LakeRandom
+from envs import ENVS, make_pack, players
 from models import Lora, add_adapter, load_model
 from rollout import Episode, play, run
 from train import Config, assign_advantages, collect, divergence, learning_rate_factor, optimise
@@ -818,7 +819,7 @@ def test_metrics_have_the_documented_keys_and_evaluations(plain):
         (4, "after training"),
         (4, "after, hints blanked"),
     ]
-    assert {label for _, label in evaluations[4:]} == set(evaluation.reference_players("frozenlake"))
+    assert {label for _, label in evaluations[4:]} == set(players("frozenlake"))
 
 
 def test_the_learning_rate_that_is_logged_follows_the_schedule(eventful):
@@ -1491,7 +1492,7 @@ def test_a_mixed_run_reports_every_environment_by_itself(mixed):
             # two of three packs are tiny
             assert all_packs == pytest.approx([(2 * a + b) / 3 for a, b in zip(tiny, train_level, strict=True)])
     evaluations = [line["eval"] for line in metrics(mixed) if "eval" in line]
-    labels = {"before training", "after training", "after, hints blanked", *evaluation.PLAYERS["frozenlake"]}
+    labels = {"before training", "after training", "after, hints blanked", *players("frozenlake")}
     for env in ("frozenlake/tiny", "frozenlake/train"):
         assert {record["label"] for record in evaluations if record["env"] == env} == labels
         assert (mixed / f"curves-{env.replace('/', '-')}.png").stat().st_size > 10_000

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from environments.filesystem import (
+from environments.terminal.filesystem import (
     DENIED,
     EXISTS,
     FOLDER,

@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from environments.filesystem import FOLDER, Machine, Node
-from environments.shell import MAX_LINE, MAX_OUTPUT, UPLOADS, Setup, Shell, printable
 from environments.task import Task, parse_answer
+from environments.terminal.filesystem import FOLDER, Machine, Node
+from environments.terminal.shell import MAX_LINE, MAX_OUTPUT, UPLOADS, Setup, Shell, printable
 
 SYSTEMS = {"linux": "Linux", "macos": "macOS", "windows": "Windows"}
 LOCAL_HOMES = {"linux": "/home/", "macos": "/Users/", "windows": "/Users/"}  # each with the user's name behind it

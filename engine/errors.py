@@ -1,0 +1,10 @@
+"""Errors that one line explains."""
+
+
+class BadInput(ValueError):
+    """Something the user asked for cannot be done. The message is one line; the scripts print it and exit."""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as part of a one-line message."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
