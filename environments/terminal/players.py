@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass
 
 from environments.player import InformedPlayer, Player, update_reply
-from environments.terminal.shell import CMD, POSIX, UPLOADS
-from environments.terminal.task import ERRANDS, PLACES, SYSTEMS, Errand, Terminal
+from environments.terminal.errands import ERRANDS, PLACES, Errand
+from environments.terminal.machines import SYSTEMS, UPLOADS
+from environments.terminal.shell import CMD, POSIX
+from environments.terminal.task import Terminal
 
 Known = dict[str, str]  # quirk -> what is known about it: a name or path for "user", "alias" and "home", else ""
 
