@@ -23,9 +23,7 @@ class Task:
     levels: tuple[str, ...] = ("train",)
     rules: str  # what the agent is told, including the reply format; the hidden thing is not in it
     max_turns: int
-    reward: float = (
-        0.0  # in [0, 1] (control: -0.1 for what cannot be read), valid once `step` has returned done; finite
-    )
+    reward: float = 0.0  # finite, in [0, 1] (control: -0.1 for what cannot be read); valid once `step` returned done
     feedback: str = ""  # how the task ended, valid once `step` has returned done
     broken_format: bool = False  # whether it ended because a reply broke the format (counted in the metrics)
 

@@ -387,8 +387,7 @@ def test_lone_surrogates_end_no_run(chat, tmp_path):
     for text in ("rules ?", "start ?", "observation ? 2", "feedback ?", "reply ?"):
         assert text in update.messages[1]["content"]
     for episode in result.episodes:
-        for message in episode.messages:
-            message["content"].encode()
+        "".join(each["content"] for each in episode.messages).encode()
         chat.open_turn(Episode(episode.kind, 0, episode.messages[:2], ""))
     write_text(tmp_path / "sample.txt", as_text(result))
     assert (tmp_path / "sample.txt").read_text() == as_text(result)
