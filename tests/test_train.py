@@ -1538,21 +1538,29 @@ def test_evaluation_of_a_mixed_run_takes_the_first_environment_unless_told(mixed
 
 @needs_readme
 def test_the_environment_of_the_readme_can_be_trained_on(tmp_path):
+    """From another folder, by a path relative to that; the run then goes on and is evaluated from a third one."""
     for name, text in named_blocks().items():
         (tmp_path / name).write_text(text)
     assert len((tmp_path / "guess.py").read_text().splitlines()) < 60
-    argv = "--env guess --steps 1 --packs-per-step 1 --group-size 2 --pack-size 2 --test-packs 2 --eval-every 0"
-    result = subprocess.run(
-        [sys.executable, "guess.py", *argv.split(), "--max-reply-tokens", "8", "--output", tmp_path / "runs"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    [run] = (tmp_path / "runs").iterdir()
-    assert json.loads((run / "config.json").read_text())["env"] == "guess"
-    assert len(steps_of(run)) == 1
+    (tmp_path / "third").mkdir()
+    argv = "--env ./guess.py --steps 2 --packs-per-step 1 --group-size 2 --pack-size 2 --test-packs 2 --eval-every 0"
+    argv += " --max-reply-tokens 8 --output runs"
+    run = tmp_path / "runs" / "guess-tiny-seed0"
+
+    def call(script, folder, *options):
+        command = [sys.executable, REPO / script, *options]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "guess/tiny: success" in call("train.py", tmp_path, *argv.split(), "--model", REPO / "embedded-policy")
+    assert json.loads((run / "config.json").read_text())["env"] == str(tmp_path / "guess.py")
+    assert {line["eval"]["env"] for line in metrics(run) if "eval" in line} == {"guess/tiny"}
+    assert len(steps_of(run)) == 2
+    call("train.py", tmp_path / "third", "--resume", run)
+    call("eval.py", tmp_path / "third", "--policy", run, "--packs", "2")
+    [written] = (tmp_path / "third" / "eval").iterdir()
+    assert written.name == "guess-tiny-seed0-on-guess-tiny-2"
 
 
 @needs_readme
