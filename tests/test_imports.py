@@ -50,7 +50,7 @@ def ours(module: str, names: set[str], modules: set[str]) -> set[str]:
     """Those of the imported names that are modules of this project; scripts in benchmarks see their neighbours."""
     beside = module.rpartition(".")[0] + "." if module.startswith("benchmarks.") else ""
     found = {beside + name for name in names if beside + name in modules} | (names & modules)
-    return found - {module, *ROOMS}
+    return found - {module}
 
 
 def graph(but: frozenset[tuple[str, str]] = frozenset()) -> dict[str, set[str]]:
