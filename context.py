@@ -25,9 +25,14 @@ UPDATE_SYSTEM = (
 UPDATE_REQUEST = "### Now write the hints for the next task"
 
 
+def encodable(text: str) -> str:
+    """The text without lone surrogates, which no file and no tokenizer takes; a "?" in place of each."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def quote(text: str) -> str:
-    """Data as it may appear in a prompt: no three '#' in a row, hence no heading and no marker."""
-    return re.sub("#(?=##)", "# ", text)
+    """Data as it may appear in a prompt: no three '#' in a row, hence no heading and no marker; and encodable."""
+    return re.sub("#(?=##)", "# ", encodable(text))
 
 
 def solve_system(rules: str, context: str) -> str:

@@ -3,37 +3,27 @@
 A *pack* is a sequence of tasks that share one hidden thing. Everything in it follows from
 (env, seed, size, level, ralph), so the same arguments give the same pack in every process and on every machine.
 
-To add an environment, subclass `Task` and put the class into `ENVS` (complete example in README.md).
+To add an environment, write a subclass of `Task` into a file environments/NAME.py, or anywhere else and give its path
+(complete example in README.md).
 """
 
 import copy
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from engine.errors import BadInput
-from environments.alchemy import Alchemy
-from environments.control import Control
-from environments.frozenlake import FrozenLake
-from environments.gridnav import GridNav
+from environments.finding import ENVS, name_of, player_classes, task_class, whole
 from environments.task import Task, parse_answer
-from environments.terminal import Terminal
 
-__all__ = ["ENVS", "BadInput", "Pack", "Task", "make_pack", "parse_answer"]
-
-ENVS: dict[str, type[Task]] = {
-    "frozenlake": FrozenLake,
-    "alchemy": Alchemy,
-    "gridnav": GridNav,
-    "control": Control,
-    "terminal": Terminal,
-}
+__all__ = ["ENVS", "Pack", "Task", "make_pack", "name_of", "parse_answer", "players", "task_class", "whole"]
 
 
 @dataclass(frozen=True)
 class Pack:
     """`size` tasks of one environment with a shared hidden thing. `tasks[j]` is the task at position j."""
 
-    env: str
+    env: str  # name or path
     seed: int
     size: int
     level: str
@@ -48,26 +38,21 @@ class Pack:
 def make_pack(env: str, seed: int, size: int, level: str = "train", ralph: bool = False) -> Pack:
     """The pack that these arguments name. With `ralph`, all its tasks are the same task (a Ralph loop).
 
-    Raises BadInput for an unknown environment or level, or a size below 1.
+    `env` is the name of an environment in environments/, or the path of a file or folder elsewhere. Raises BadInput if
+    it cannot be had or does not know the level, and for a size below 1.
     """
-    if env not in ENVS:
-        raise BadInput(f"env={env!r}: unknown environment; choose from {', '.join(ENVS)}")
-    if level not in ENVS[env].levels:
-        raise BadInput(f"level={level!r}: unknown level of {env}; choose from {', '.join(ENVS[env].levels)}")
+    kind = task_class(env)
+    if level not in kind.levels:
+        raise BadInput(f"level={level!r}: unknown level of {name_of(env)}; choose from {', '.join(kind.levels)}")
     if size < 1:
         raise BadInput(f"pack_size={size}: a pack needs at least 1 task")
-    rng = random.Random(f"{env}/{level}/{seed}")  # seeding by a string is stable across processes and platforms
-    tasks = ENVS[env].make_tasks(rng, 1 if ralph else size, level)
+    rng = random.Random(f"{name_of(env)}/{level}/{seed}")  # the same from a string on all platforms
+    tasks = kind.make_tasks(rng, 1 if ralph else size, level)
     if ralph:
         tasks = [copy.copy(tasks[0]) for _ in range(size)]
     return Pack(env, seed, size, level, ralph, tasks)
 
 
-def name_of(env: str) -> str:
-    return env
-
-
-def players(env: str) -> dict:
-    from players import PLAYERS
-
-    return {label: player(0) for label, player in PLAYERS.get(env, {}).items()}
+def players(env: str) -> dict[str, Any]:
+    """label -> scripted player of an environment, whose lines are drawn beside every evaluation on it."""
+    return {label: player(0) for label, player in player_classes(env).items()}

@@ -115,7 +115,7 @@ def evaluate_run(policy, config: Config, label: str, env: str, level: str, hints
         seed=config.seed,
         at_once=config.rollouts_at_once,
     )
-    return {"env": f"{env}/{level}", **record}
+    return {"env": f"{name_of(env)}/{level}", **record}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from engine.errors import BadInput, first_line
 from engine.models import Lora, add_adapter, checkpoint_activations, load_model, merged_model
 from engine.policy import Policy
 from engine.settings import check_bounds, flag
-from environments.frozenlake_players import Planner
+from environments.frozenlake.players import Planner
 from environments.player import Player
 from envs import make_pack
 from eval import summarise

@@ -2,16 +2,19 @@
 
 `play` is the Connect-the-Dots loop over one pack: solve a task, write a hint, solve the next task with it, ... It is a
 plain generator that yields the conversation waiting for a reply, so anything that turns conversations into text can
-drive it: a language model (policy.py), a scripted player (players.py), a test. `run` drives many at once.
+drive it: a language model (engine/), a scripted player (environments/player.py), a test. `run` drives many at once.
 """
 
+import copy
+import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from context import NO_HINTS_YET, parse_update, quote, solve_system, update_messages
-from envs import Pack, Task
+from context import NO_HINTS_YET, encodable, parse_update, quote, solve_system, update_messages
+from engine.errors import BadInput
+from envs import Pack, Task, name_of
 
 BAR_DELAY = 3  # progress bars show after this many seconds
 TOO_LONG = "The conversation has become too long, so the task ends here."
@@ -110,11 +113,13 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
     """Play one pack: yields the episode whose conversation waits for a reply, is sent the reply, returns a Rollout.
 
     With `hints=False` no hints are asked for and every task sees the initial context: the ablation "hints blanked".
-    Task-by-task RL is a pack of one task, a Ralph loop one made with ralph=True.
+    Task-by-task RL is a pack of one task, a Ralph loop one made with ralph=True. The tasks that are played are copies,
+    made together, for they may share what playing changes (a map that is uncovered from task to task).
     """
     episodes = []
     context = NO_HINTS_YET
-    for position, task in enumerate(pack.tasks):
+    tasks = copy.deepcopy(pack.tasks)
+    for position, task in enumerate(tasks):
         observation, done = task.reset(), False
         system = {"role": "system", "content": solve_system(task.rules, context)}
         episode = Episode(
@@ -124,25 +129,39 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
             reply = yield episode
             episode.replies.append(reply)
             observation, done = (TOO_LONG, True) if reply.context_full else task.step(reply.text)
-            episode.messages.append({"role": "assistant", "content": reply.text})
+            episode.messages.append({"role": "assistant", "content": encodable(reply.text)})
             episode.messages.append({"role": "user", "content": quote(observation)})
-        outcome, feedback = (0.0, TOO_LONG) if reply.context_full else (task.reward, task.feedback)
+        outcome, feedback = (0.0, TOO_LONG) if reply.context_full else (finite_reward(pack, position, task), task.feedback)
         episode.outcome, episode.broken_format = outcome, task.broken_format
         lengths = [reply.n_tokens for reply in episode.replies]
         episode.reward = penalties.solve_reward(outcome, lengths, task.max_turns)
         episodes.append(episode)
-        if hints and position + 1 < len(pack.tasks):
+        if hints and position + 1 < len(tasks):
             transcript = [{"role": "system", "content": task.rules}, *episode.messages[1:]]
             messages = update_messages(context, transcript, episode.reward, feedback)
             update = Episode("update", position, messages, context, task=task)
             reply = yield update
             update.replies.append(reply)
-            update.messages.append({"role": "assistant", "content": reply.text})
-            context, readable = parse_update(reply.text)
+            text = encodable(reply.text)
+            update.messages.append({"role": "assistant", "content": text})
+            context, readable = parse_update(text)
             update.context, update.broken_format = context, not readable
             update.reward = 0.0 if readable else -penalties.bad_hint
             episodes.append(update)
-    return Rollout(pack.seed, episodes, f"{pack.env}/{pack.level}")
+    return Rollout(pack.seed, episodes, f"{name_of(pack.env)}/{pack.level}")
+
+
+def finite_reward(pack: Pack, position: int, task: Task) -> float:
+    """The reward of a finished task. Raises BadInput if it is no finite number: the mean over a group would be none."""
+    try:
+        reward = float(task.reward)
+    except (TypeError, ValueError, OverflowError):
+        reward = math.nan
+    if not math.isfinite(reward):
+        shown = " ".join(repr(task.reward).split())[:60]
+        where = f"env={pack.env!r}, level={pack.level!r}: position {position} of pack {pack.seed}"
+        raise BadInput(f"{where}: the reward is {shown}; it must be a finite number")
+    return reward
 
 
 def run(

@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from engine.policy import Policy  # noqa: E402
-from environments.frozenlake import MOVES  # noqa: E402
-from environments.frozenlake_players import Planner, best_ways, read_lake  # noqa: E402
+from environments.frozenlake.players import Planner, best_ways, read_lake  # noqa: E402
+from environments.frozenlake.task import MOVES  # noqa: E402
 from envs import make_pack, parse_answer  # noqa: E402
 from eval import EvalConfig, command_line, flag, load_policy, parse_flags  # noqa: E402
 from rollout import Episode, Rollout, play, run  # noqa: E402

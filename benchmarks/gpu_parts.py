@@ -40,7 +40,7 @@ from engine.check import play_a_little
 from engine.models import REPO, checkpoint_activations, load_model
 from engine.policy import Policy
 from engine.settings import Sampling
-from environments.frozenlake_players import Planner
+from environments.frozenlake.players import Planner
 from envs import BadInput, make_pack
 from eval import command_line, parse_flags
 from imitate import PLANNERS, imitate, lessons, rise_and_fall

@@ -35,8 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
+from engine.errors import BadInput
 from engine.policy import Policy
-from envs import BadInput
 from eval import command_line, flag, parse_flags
 from rollout import Episode
 from train import bitsandbytes

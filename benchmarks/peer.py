@@ -40,7 +40,7 @@ from record.folder import TRAIN_SEEDS  # noqa: E402
 
 import train  # noqa: E402
 from engine.models import REPO  # noqa: E402
-from environments.frozenlake import FrozenLake  # noqa: E402
+from environments.frozenlake.task import FrozenLake  # noqa: E402
 from envs import ENVS, BadInput, Task  # noqa: E402
 from eval import command_line, flag, parse_flags  # noqa: E402
 from rollout import Reply, play  # noqa: E402

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from envs import ENVS, make_pack  # noqa: E402
-from eval import command_line, evaluate, flag, parse_flags, reference_players  # noqa: E402
+from envs import ENVS, make_pack, players, task_class  # noqa: E402
+from eval import command_line, evaluate, flag, parse_flags  # noqa: E402
 from rollout import Penalties  # noqa: E402
 
 
@@ -31,10 +31,10 @@ def main() -> None:
     print(" | ".join(["| environment", "player", *positions, "gap", "rewards |"]))
     print("|---" * (4 + config.pack_size) + "|")
     for env in [config.env] if config.env else ENVS:
-        make_pack(env, 0, config.pack_size, config.level or ENVS[env].levels[0])  # unknown names end here
-        for level in [config.level] if config.level else ENVS[env].levels:
+        make_pack(env, 0, config.pack_size, config.level or task_class(env).levels[0])  # unknown names end here
+        for level in [config.level] if config.level else task_class(env).levels:
             packs = [make_pack(env, seed, config.pack_size, level) for seed in range(config.packs)]
-            for name, player in reference_players(env).items():
+            for name, player in players(env).items():
                 record = evaluate(player, name, packs, Penalties())
                 half = [
                     (high - low) / 2 for low, high in zip(record["success_low"], record["success_high"], strict=True)

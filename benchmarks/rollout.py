@@ -18,9 +18,9 @@ import torch
 from shared import Settings, wait_for
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from engine.errors import BadInput
 from engine.policy import Policy
-from environments.frozenlake_players import Planner
-from envs import BadInput
+from environments.frozenlake.players import Planner
 from eval import command_line, flag, parse_flags
 from rollout import Episode, Reply, play, run
 

@@ -21,7 +21,7 @@ from shared import Settings, wait_for
 
 from engine.batches import batches_by_length, micro_batches, pad_batch
 from engine.policy import Policy
-from environments.frozenlake_players import Planner
+from environments.frozenlake.players import Planner
 from eval import command_line, parse_flags
 from imitate import PLANNERS, Teacher
 from rollout import Episode, play, run

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.errors import BadInput
-from envs import Pack, make_pack, name_of
+from envs import Pack, make_pack, name_of, whole
 from rollout import Penalties
 
 LARGEST_SEED = 2**32 - 1  # of numpy, which is seeded, too
@@ -214,13 +214,11 @@ class Config(Shared):
 def with_whole_paths(config: Config) -> Config:
     """The same settings for somebody who starts from another folder: paths of a model and an environment are absolute,
     but for a model in this repository (it may be moved), which is also looked for there."""
-    model, env = config.model, config.env
+    model = config.model
     if Path(model).is_dir():
         path = Path(model).resolve()
         model = path.relative_to(REPO).as_posix() if path.is_relative_to(REPO) else str(path)
-    if "/" in env or env.endswith(".py"):
-        env = str(Path(env).resolve())
-    return replace(config, model=model, env=env)
+    return replace(config, model=model, env=whole(config.env))
 
 
 def parse_envs(text: str) -> list[tuple[str, str]]:
@@ -232,6 +230,8 @@ def parse_envs(text: str) -> list[tuple[str, str]]:
     for part in text.split(","):
         name, _, share = part.strip().partition("=")
         env, _, level = name.partition("/")
+        if name_of(env) != env or "/" in level:
+            raise BadInput(f"envs={text!r}: {name!r} looks like a path; environments go here by name, a path to --env")
         if not re.fullmatch("[1-9][0-9]{0,2}", share or "1"):
             raise BadInput(f"envs={text!r}: the share {share!r} must be a whole number from 1 to 999")
         cycle += [(env, level or "train")] * int(share or 1)

@@ -1,4 +1,13 @@
-"""Scripted players: policies without a model, driven by the same loop as the language model."""
+"""Scripted players: policies without a model, driven by the same loop as the language model.
+
+Three of them give every evaluation its reference lines, by the names that they have in an environment's PLAYERS:
+
+    random    well-formed actions, drawn uniformly
+    informed  knows the hidden thing and plays with it as well as can be
+    learner   knows nothing at first, finds out within the pack, and carries what it knows in its hints
+
+Random players and learners have nothing but the text that a model has, and read it with regular expressions.
+"""
 
 import random
 

@@ -16,13 +16,14 @@ def cell_name(cell: Cell) -> str:
 class Task:
     """One task of a pack. Subclasses set the attributes below and implement `reset`, `step`, `make_tasks`.
 
-    All state that playing changes must be (re)created in `reset`: a Ralph loop plays copies of one task.
+    All state that playing changes must be (re)created in `reset`: a Ralph loop plays copies of one task. What is played
+    are deep copies of a pack's tasks, so what all packs share (a word list) is better kept in the module.
     """
 
     levels: tuple[str, ...] = ("train",)
     rules: str  # what the agent is told, including the reply format; the hidden thing is not in it
     max_turns: int
-    reward: float = 0.0  # in [0, 1] (control: -0.1 for what cannot be read), valid once `step` has returned done
+    reward: float = 0.0  # finite, in [0, 1] (control: -0.1 for what cannot be read); valid once `step` returned done
     feedback: str = ""  # how the task ended, valid once `step` has returned done
     broken_format: bool = False  # whether it ended because a reply broke the format (counted in the metrics)
 

@@ -6,6 +6,7 @@ import matplotlib
 import torch
 
 from engine.settings import Config
+from envs import name_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (after the choice of backend)
@@ -96,7 +97,7 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
 def report(folder: Path, config: Config, lines: list[dict]) -> None:
     """For every environment of a run print the table of the evaluations on the test packs and draw them, curves.png."""
     for env, level in config.env_levels:
-        where = f"{env}/{level}"
+        where = f"{name_of(env)}/{level}"
         records = [line["eval"] for line in lines if "eval" in line and line["eval"]["env"] == where]
         records = [record for record in records if record["label"] != "validation"]
         if config.pack_size == 1:  # there are no hints that could be blanked
@@ -104,7 +105,7 @@ def report(folder: Path, config: Config, lines: list[dict]) -> None:
         key = f"success/{where}" if len(config.env_levels) > 1 else "success"
         history = [{**line, "success": line[key]} for line in lines if "eval" not in line]
         picture = folder / (f"curves-{env}-{level}.png" if config.envs else "curves.png")
-        title = f"{env}, level {level}, {config.test_packs} packs\n{Path(config.model).name}, seed {config.seed}"
+        title = f"{name_of(env)}, level {level}, {config.test_packs} packs\n{Path(config.model).name}, seed {config.seed}"
         draw(records, picture, title, history)
         print(f"\n{where}: success on {config.test_packs} fresh packs, mean and 95 % interval")
         print(*filter(None, [table(records), gap_closed(records)]), sep="\n")

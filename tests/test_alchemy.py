@@ -1,4 +1,4 @@
-"""alchemy.py and alchemy_players.py: graphs are what the levels say, every target can be made, any reply is survived,
+"""environments/alchemy: graphs are what the levels say, every target can be made, any reply is survived,
 and the players against exhaustive search."""
 
 import itertools
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from context import NO_HINTS_YET, solve_system, update_messages
-from environments.alchemy import ALCHEMY_LEVELS, Alchemy, AlchemyLevel, RecipeGraph, draw_recipe_graph
-from environments.alchemy_players import AlchemyInformed, AlchemyLearner, AlchemyRandom, read_alchemy, shortest_way
+from environments.alchemy.players import AlchemyInformed, AlchemyLearner, AlchemyRandom, read_alchemy, shortest_way
+from environments.alchemy.task import ALCHEMY_LEVELS, Alchemy, AlchemyLevel, RecipeGraph, draw_recipe_graph
 from envs import make_pack, parse_answer
 from rollout import play, run
 

@@ -18,7 +18,7 @@ from engine.embedded import TEMPLATE
 from engine.errors import BadInput
 from engine.policy import Policy
 from engine.settings import Sampling
-from environments.frozenlake_players import Planner
+from environments.frozenlake.players import Planner
 from envs import make_pack
 from rollout import Episode, Reply, play, run
 

@@ -1,4 +1,4 @@
-"""control.py and control_players.py: the dynamics by hand, the optimum by its certificate, any reply is survived."""
+"""environments/control: the dynamics by hand, the optimum by its certificate, any reply is survived."""
 
 import copy
 import itertools
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from environments.control import CONTROL_LEVELS, CONTROL_VARIABLES, Control
-from environments.control_players import (
+from environments.control.expressions import MAX_LENGTH, parse_expression
+from environments.control.players import (
     CONTROL_HINT,
     ControlInformed,
     ControlLearner,
@@ -23,7 +23,7 @@ from environments.control_players import (
     fit_dynamics,
     optimal_expression,
 )
-from environments.expressions import MAX_LENGTH, parse_expression
+from environments.control.task import CONTROL_LEVELS, CONTROL_VARIABLES, Control
 from envs import make_pack, parse_answer
 from rollout import Penalties, Reply, play, run
 

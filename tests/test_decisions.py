@@ -5,7 +5,7 @@ import sys
 import pytest
 from doubles import REPO
 
-from environments.frozenlake_players import LakeRandom, Planner
+from environments.frozenlake.players import LakeRandom, Planner
 from envs import make_pack
 from rollout import play, run
 

@@ -9,8 +9,9 @@ from doubles import same_in_other_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.frozenlake import LAKE_LEVELS, FrozenLake, LakeMap
-from envs import ENVS, BadInput, make_pack, parse_answer
+from engine.errors import BadInput
+from environments.frozenlake.task import LAKE_LEVELS, FrozenLake, LakeMap
+from envs import ENVS, make_pack, parse_answer
 
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 TURNS = {"tiny": 4, "train": 8, "hard": 10}

@@ -18,7 +18,7 @@ from engine.errors import BadInput
 from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
 from engine.settings import flag
-from environments.frozenlake_players import LakeLearner, LakeRandom
+from environments.frozenlake.players import LakeLearner, LakeRandom
 from envs import make_pack, players
 from eval import evaluate, load_policy, summarise
 from players import PLAYERS

@@ -10,7 +10,7 @@ from conftest import cpu_seconds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.expressions import MAX_DEPTH, MAX_LENGTH, ExpressionError, parse_expression
+from environments.control.expressions import MAX_DEPTH, MAX_LENGTH, ExpressionError, parse_expression
 
 VALUES = {"x": 1.5, "v": -2.0, "t": 3.0, "zero": 0.0}
 

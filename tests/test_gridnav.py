@@ -1,4 +1,4 @@
-"""gridnav.py and gridnav_players.py: the rules against plain simulations, the plans against exhaustive search."""
+"""environments/gridnav: the rules against plain simulations, the plans against exhaustive search."""
 
 import collections
 import functools
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from environments.gridnav import GRID_LEVELS, GridLevel, GridMap, GridNav, draw_costs, grid_walk
-from environments.gridnav_players import GridInformed, GridLearner, GridRandom, least_mean_path, read_grid
+from environments.gridnav.players import GridInformed, GridLearner, GridRandom, least_mean_path, read_grid
+from environments.gridnav.task import GRID_LEVELS, GridLevel, GridMap, GridNav, draw_costs, grid_walk
 from envs import Pack, make_pack
 from rollout import play, run
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(REPO / "benchmarks"))
 
 import peer  # noqa: E402
 
-from envs import BadInput  # noqa: E402
+from engine.errors import BadInput  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""players.py: the Bayes player against brute force, and what the players write."""
+"""The players of FrozenLake: the Bayes player against brute force, and what the players write."""
 
 import dataclasses
 import itertools
@@ -8,8 +8,7 @@ import re
 import pytest
 
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from environments.frozenlake import LAKE_LEVELS, FrozenLake, LakeMap
-from environments.frozenlake_players import (
+from environments.frozenlake.players import (
     ACTIONS,
     ALL_MAPPINGS,
     LakeInformed,
@@ -19,6 +18,7 @@ from environments.frozenlake_players import (
     read_lake,
     success_count,
 )
+from environments.frozenlake.task import LAKE_LEVELS, FrozenLake, LakeMap
 from envs import Pack, make_pack, parse_answer
 from rollout import play, run
 

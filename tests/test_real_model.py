@@ -22,7 +22,7 @@ from engine.batches import training_batches
 from engine.chat import ChatFormat
 from engine.models import load_model
 from engine.policy import Policy
-from environments.frozenlake_players import Planner
+from environments.frozenlake.players import Planner
 from envs import make_pack, players
 from rollout import Penalties, play, run
 

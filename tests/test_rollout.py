@@ -1,15 +1,20 @@
 """rollout.py: the loop against expectations written by hand."""
 
+import math
 import random
 
+import numpy as np
 import pytest
-from doubles import Script, message, tokens
+import torch
+from doubles import Chatter, Script, message, tokens
 
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, UPDATE_SYSTEM
-from environments.frozenlake import LAKE_LEVELS, FrozenLake, LakeMap
-from environments.frozenlake_players import LakeLearner
-from envs import Pack, make_pack
-from rollout import Penalties, play, run
+from engine.errors import BadInput
+from environments.frozenlake.players import LakeLearner
+from environments.frozenlake.task import LAKE_LEVELS, FrozenLake, LakeMap
+from envs import Pack, Task, make_pack, players
+from journal import as_text, write_text
+from rollout import Episode, Penalties, Reply, play, run
 
 # ---------------------------------------------------------------------------------------------------------
 # One pack, by hand
@@ -296,3 +301,93 @@ def test_ralph_loop_starts_the_same_task_again_with_new_hints():
     assert solved[0].context == NO_HINTS_YET != solved[1].context
     others = run([play(make_pack("frozenlake", 1, 3, "tiny"))], LakeLearner())[0].of("solve")
     assert len({episode.messages[1]["content"] for episode in others}) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What an environment may do
+
+
+def test_a_pack_that_is_played_stays_as_it_was(chat):
+    """Two games of one pack, move by move in turn, are each like a game of it alone; hand-made packs as well."""
+    for pack in (make_pack("gridnav", 3, 3), make_pack("frozenlake", 3, 3, "tiny", ralph=True)):
+        before = [vars(task).copy() for task in pack.tasks]
+        player = LEARNERS[pack.env]
+        alone_first = story(alone(play(make_pack(pack.env, 3, 3, pack.level, pack.ralph)), player))
+        for results in (run([play(pack), play(pack)], player), run([play(pack)], player)):
+            assert [story(result) for result in results] == [alone_first] * len(results)
+        assert [vars(task) for task in pack.tasks] == before
+    counting = Pack("counting", 0, 2, "train", False, [Counting(), Counting()])
+    for _ in range(2):
+        result = run([play(counting)], Script(chat, ["a", "b", "c"]))[0]
+        assert [episode.task.heard for episode in result.of("solve")] == [["a"], ["c"]]
+
+
+LEARNERS = {"gridnav": players("gridnav")["learner"], "frozenlake": LakeLearner()}
+
+
+class Counting(Chatter):
+    """A careless task, which keeps what playing changes from one game to the next."""
+
+    def __init__(self):
+        super().__init__(["say"])
+        self.heard = []
+
+    def step(self, reply):
+        self.heard.append(reply)
+        return super().step(reply)
+
+
+def rewarding(reward):
+    task = Chatter(["say"])
+    task.reward = reward
+    return Pack("rewarding", 5, 2, "train", False, [Chatter(["say"]), task])
+
+
+@pytest.mark.parametrize("reward", [1, True, 0, np.float32(0.5), torch.tensor(0.25)])
+def test_rewards_are_numbers_of_any_kind(chat, reward):
+    solved = run([play(rewarding(reward))], Script(chat, ["a", "b", "c"]))[0].of("solve")
+    assert type(solved[1].outcome) is float and solved[1].outcome == float(reward)
+    assert type(solved[1].reward) is float
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, None, "much", 10**400, 1j, np.zeros((9, 9))])
+def test_a_reward_that_is_no_finite_number_is_one_line(chat, reward):
+    with pytest.raises(
+        BadInput, match=r"^env='rewarding', level='train': .* position 1 of pack 5 is .*finite"
+    ) as error:
+        run([play(rewarding(reward))], Script(chat, ["a", "b", "c"]))
+    assert "\n" not in str(error.value)
+
+
+class Garbled(Task):
+    """Every text of it has half of a character."""
+
+    rules, max_turns = "rules \ud800", 2
+
+    def reset(self):
+        self.turn = 0
+        return "start \udfff ###"
+
+    def step(self, reply):
+        self.turn, self.feedback, self.heard = self.turn + 1, "feedback \udc80", reply
+        return f"observation \ud83d {self.turn}", self.turn == 2
+
+
+class Mumbler:
+    def reply(self, episodes):
+        return [(e, Reply("reply \ud800\n### BEGIN HINTS\nhint \udfff\n### END HINTS")) for e in episodes]
+
+
+def test_lone_surrogates_end_no_run(chat, tmp_path):
+    result = run([play(Pack("garbled", 0, 2, "train", False, [Garbled(), Garbled()]))], Mumbler())[0]
+    solved, update, _ = result.episodes
+    assert solved.messages[0]["content"].startswith("rules ?\n")
+    assert [m["content"] for m in solved.messages[1:4:2]] == ["start ? # ##", "observation ? 1"]
+    assert "hint ?" in update.context and not update.broken_format
+    for text in ("rules ?", "start ?", "observation ? 2", "feedback ?", "reply ?"):
+        assert text in update.messages[1]["content"]
+    for episode in result.episodes:
+        "".join(each["content"] for each in episode.messages).encode()
+        chat.open_turn(Episode(episode.kind, 0, episode.messages[:2], ""))
+    write_text(tmp_path / "sample.txt", as_text(result))
+    assert (tmp_path / "sample.txt").read_text() == as_text(result)

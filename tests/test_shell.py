@@ -10,8 +10,10 @@ from conftest import cpu_seconds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.filesystem import FOLDER, MAX_NODES, Failure, Machine, Node
-from environments.shell import CMD, MAX_LINE, POSIX, Setup, Shell, new_mode, parse, printable
+from environments.terminal.commands import new_mode
+from environments.terminal.filesystem import FOLDER, MAX_NODES, Failure, Machine, Node
+from environments.terminal.machines import Setup
+from environments.terminal.shell import CMD, MAX_LINE, POSIX, Shell, parse, printable
 
 HOMES = {"linux": "/home/ann", "macos": "/Users/ann", "windows": "/Users/ann"}
 

@@ -12,21 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from context import NO_HINTS_YET, parse_update, solve_system, update_messages
-from environments.filesystem import Node
-from environments.terminal import (
-    COMPOSITE,
-    ERRANDS,
-    QUIRKS,
-    SINGLE,
-    SYSTEMS,
-    TERMINAL_LEVELS,
-    Errand,
-    Terminal,
-    draw_errand,
-    draw_files,
-    make_setup,
-)
-from environments.terminal_players import FACTS, TerminalInformed, TerminalLearner, TerminalRandom, read_recipe
+from environments.terminal.errands import COMPOSITE, ERRANDS, SINGLE, Errand, draw_errand, draw_files
+from environments.terminal.filesystem import MAX_NODES, Node
+from environments.terminal.machines import QUIRKS, SYSTEMS, make_setup
+from environments.terminal.players import FACTS, TerminalInformed, TerminalLearner, TerminalRandom, read_recipe
+from environments.terminal.shell import MAX_LINE
+from environments.terminal.task import TERMINAL_LEVELS, Terminal
 from envs import Pack, make_pack, parse_answer
 from rollout import play, run
 
@@ -597,3 +588,29 @@ def test_large_replies_are_fast(reply):
         assert cpu_seconds(0.05, lambda what=what: a_task(what), lambda task: task.step(reply)) < 0.05
         text, _ = a_task(what).step(reply)
         assert text and len(text) < 1500 and "###" not in text
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_looking_again_and_again_at_a_full_machine_is_fast(system):
+    """The longest lines of listings, where each has some 290 names; macOS and Windows ignore case, too."""
+
+    def full():
+        task = a_task(errand("upload", "docs/a.txt", "logs/a.txt"), system=system)
+        machine = task.machines["local"]
+        for i in range(MAX_NODES - len(machine.nodes)):
+            machine.put(f"{machine.home}/file {i}.txt", Node(str(i)))
+        return task
+
+    ls, everything = ("dir", "dir /s") if system == "windows" else ("ls", "ls -lR")
+    for line in (f"{ls};" * 266, f"{everything};" * 99, (f"{ls} " + ". " * 98 + ";") * 4, "cd .;" * 159):
+        line = line[:MAX_LINE].rpartition(";")[0]
+        assert cpu_seconds(0.05, full, lambda task, line=line: task.step(f"<answer>{line}</answer>")) < 0.05, line[:20]
+
+
+def test_listings_show_what_the_line_itself_has_changed():
+    task = a_task(errand("upload", "docs/a.txt", "logs/a.txt"))
+    line = "ls; mkdir new; ls; ls -l new; chmod 700 docs/a.txt; ls -l docs/a.txt; rmdir new; ls; cd docs; ls"
+    text, _ = task.step(f"<answer>{line}</answer>")
+    listed = text.splitlines()
+    assert listed[0] == listed[4] and "new/" in listed[1].split() and "new/" not in listed[0].split()
+    assert listed[2] == "" and listed[3] == "-rwx------ docs/a.txt" and "a.txt" in listed[5].split()

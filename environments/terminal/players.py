@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass
 
 from environments.player import InformedPlayer, Player, update_reply
-from environments.shell import CMD, POSIX, UPLOADS
-from environments.terminal import ERRANDS, PLACES, SYSTEMS, Errand, Terminal
+from environments.terminal.errands import ERRANDS, PLACES, Errand
+from environments.terminal.machines import SYSTEMS, UPLOADS
+from environments.terminal.shell import CMD, POSIX
+from environments.terminal.task import Terminal
 
 Known = dict[str, str]  # quirk -> what is known about it: a name or path for "user", "alias" and "home", else ""
 
@@ -275,3 +277,6 @@ class TerminalRandom(Player):
             self.rng.shuffle(ends)
             return answer([[f"{name} {' '.join(ends)}"]])
         return answer([recipe.on(place, " ".join([name, *(recipe.at(place, path) for path in operands)]))])
+
+
+PLAYERS = {"random": TerminalRandom, "informed": TerminalInformed, "learner": TerminalLearner}

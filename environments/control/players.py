@@ -1,11 +1,11 @@
-"""Scripted players for optimal control: random, informed and learner, as in players.py."""
+"""Scripted players for optimal control: random, informed and learner."""
 
 import math
 import re
 from dataclasses import dataclass
 
-from environments.control import EFFORT_WEIGHT, VELOCITY_WEIGHT, Control
-from environments.expressions import clip
+from environments.control.expressions import clip
+from environments.control.task import EFFORT_WEIGHT, VELOCITY_WEIGHT, Control
 from environments.player import InformedPlayer, Player, update_reply
 
 # ---------------------------------------------------------------------------------------------------------
@@ -172,3 +172,6 @@ class ControlLearner(Player):
         if known is None:
             return update_reply(["a and b are not known yet"])
         return update_reply([f"a = {known.a:.6f}, b = {known.b:.6f}, both to about {known.error:.6f}"])
+
+
+PLAYERS = {"random": ControlRandom, "informed": ControlInformed, "learner": ControlLearner}

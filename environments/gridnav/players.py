@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import mul
 
-from environments.gridnav import CostMap, GridNav, cells_entered
+from environments.gridnav.task import CostMap, GridNav, cells_entered
 from environments.player import InformedPlayer, Player, update_reply
 from environments.task import Cell, cell_name
 
@@ -181,3 +181,6 @@ class GridLearner(Player):
                 span = (str(view.known.get((row, col), "??")) for col in range(cols[0], cols[-1] + 1))
                 lines.append(f"- row {row + 1} from column {cols[0] + 1}: {' '.join(span)}")
         return update_reply(["Known costs:", *lines])
+
+
+PLAYERS = {"random": GridRandom, "informed": GridInformed, "learner": GridLearner}

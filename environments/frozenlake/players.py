@@ -6,7 +6,7 @@ import itertools
 import re
 from dataclasses import dataclass
 
-from environments.frozenlake import MOVES, FrozenLake, LakeMap
+from environments.frozenlake.task import MOVES, FrozenLake, LakeMap
 from environments.player import InformedPlayer, Player, update_reply
 from environments.task import Cell
 
@@ -194,3 +194,6 @@ class Planner(Player):
             found = ", ".join(f"{way} is {action}" for way, action in known.items())
             return update_reply(lines, f"I know: {found}." if known else "I know nothing yet.")
         return update_reply(lines)
+
+
+PLAYERS = {"random": LakeRandom, "informed": LakeInformed, "learner": LakeLearner}

@@ -115,8 +115,8 @@ class GridNav(Task):
     Reward: 1 - (mean cost of all cells entered) / 100 on the goal, hence 0.01 to 1; 0 elsewhere.
 
     What playing reveals is shared on purpose by all tasks of one pack object, those of a Ralph loop too, and with no
-    other pack. `reset` does not hide it again, not at the first task either: a pack that is played a second time starts
-    with the map it ended with. Whoever wants a blank one plays `pack.fresh()`.
+    other pack. `reset` does not hide it again, not at the first task either: tasks that are played a second time start
+    with the map they ended with. `rollout.play` plays copies of them, and so begins with a blank map every time.
     """
 
     levels = tuple(GRID_LEVELS)

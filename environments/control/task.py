@@ -11,7 +11,7 @@ L = (x - x_target)^2 + 2 (v - v_target)^2 + 0.03 * (sum of u^2 over all steps) g
 import random
 from dataclasses import dataclass
 
-from environments.expressions import MAX_LENGTH, Expression, ExpressionError, clip, parse_expression
+from environments.control.expressions import MAX_LENGTH, Expression, ExpressionError, clip, parse_expression
 from environments.task import Task, parse_answer
 
 CONTROL_VARIABLES = ("x", "v", "t", "x_target", "v_target", "horizon", "remaining_steps")

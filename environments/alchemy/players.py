@@ -1,11 +1,11 @@
-"""Scripted players of Alchemy-Random: random, informed and learner, as in players.py."""
+"""Scripted players of Alchemy-Random: random, informed and learner."""
 
 import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from environments.alchemy import Alchemy, ElementPair, element_pair
+from environments.alchemy.task import Alchemy, ElementPair, element_pair
 from environments.player import InformedPlayer, Player, update_reply
 
 Stock = dict[str, int]  # units owned of each element
@@ -172,3 +172,6 @@ class AlchemyLearner(Player):
             partners.setdefault(a, []).append(b)
         lines += [f"- {a} makes nothing with {', '.join(names)}" for a, names in partners.items()]
         return update_reply(lines or ["- nothing known"])
+
+
+PLAYERS = {"random": AlchemyRandom, "informed": AlchemyInformed, "learner": AlchemyLearner}

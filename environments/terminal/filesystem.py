@@ -1,5 +1,6 @@
 """The files of a simulated machine. They live in a dictionary; no file of the real computer is touched."""
 
+import functools
 import posixpath
 import re
 from dataclasses import dataclass
@@ -23,7 +24,12 @@ class Node:
     @property
     def permissions(self) -> str:
         """The mode as ls shows it, such as rw-r-----."""
-        return "".join(letter if self.mode >> 8 - i & 1 else "-" for i, letter in enumerate("rwxrwxrwx"))
+        return letters_of(self.mode)
+
+
+@functools.cache
+def letters_of(mode: int) -> str:
+    return "".join(letter if mode >> 8 - i & 1 else "-" for i, letter in enumerate("rwxrwxrwx"))
 
 
 FOLDER = Node(mode=0o755)
@@ -62,6 +68,7 @@ class Machine:
     home: str  # where logins start, if it exists
     nodes: dict[str, Node]  # all files and folders by path
     writable: tuple[str, ...]  # only what is below these folders can be changed
+    changes: int = 0  # how often anything was
 
     def resolve(self, text: str, cwd: str) -> str:
         """The path that a command means by `text`. Only Linux tells upper from lower case."""
@@ -118,6 +125,7 @@ class Machine:
         if path not in self.nodes and len(self.nodes) >= MAX_NODES:
             raise Failure(FULL, self.show(path))
         self.nodes[path] = node
+        self.changes += 1
 
     def make_folders(self, path: str) -> None:
         """Create a folder with all folders above it; those that exist are fine."""
@@ -131,6 +139,7 @@ class Machine:
         self.check_writable(path)
         for known in self.below(path):
             del self.nodes[known]
+        self.changes += 1
 
 
 def copy_tree(source: Machine, path: str, target: Machine, to: str) -> None:

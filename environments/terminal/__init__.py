@@ -1,0 +1,1 @@
+"""Terminal: file errands on a simulated computer and a remote host; their peculiarities are hidden."""
