@@ -10,14 +10,15 @@ import copy
 import random
 from dataclasses import dataclass
 
+from engine.errors import BadInput
 from environments.alchemy import Alchemy
 from environments.control import Control
 from environments.frozenlake import FrozenLake
 from environments.gridnav import GridNav
-from environments.task import BadInput, Task, first_line, parse_answer
+from environments.task import Task, parse_answer
 from environments.terminal import Terminal
 
-__all__ = ["ENVS", "BadInput", "Pack", "Task", "first_line", "make_pack", "parse_answer"]
+__all__ = ["ENVS", "BadInput", "Pack", "Task", "make_pack", "parse_answer"]
 
 ENVS: dict[str, type[Task]] = {
     "frozenlake": FrozenLake,

@@ -12,7 +12,7 @@ import re
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from envs import BadInput, first_line
+from engine.errors import BadInput, first_line
 from rollout import Episode
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.batches import one_batch
+from engine.errors import BadInput
 from engine.models import adapted_weights
 from engine.policy import Policy
-from envs import BadInput, Pack
+from envs import Pack
 from rollout import Episode, Penalties, play, run
 
 GREEN, RESET = "\033[32m", "\033[0m"

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from engine.batches import ATTENTION, PASS, batches_by_length, prefix_groups
 from engine.draft import Draft
+from engine.errors import first_line
 from engine.row_cache import RowCache
 from engine.weights import Weights
-from envs import first_line
 from rollout import Episode
 
 CHOICES = "index_topk keep_window_size".split()  # names of how many keys a layer chooses, where there are more

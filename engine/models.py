@@ -10,7 +10,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from envs import BadInput, first_line
+from engine.errors import BadInput, first_line
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and on a CPU it then complains
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights  # noqa: E402

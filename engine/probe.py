@@ -13,10 +13,10 @@ from torch import Tensor
 
 from engine.batches import ATTENTION, pad_batch
 from engine.draft import Draft
+from engine.errors import BadInput
 from engine.fast import CHOICES, Fast, refusal
 from engine.generate import Generate
 from engine.weights import Weights
-from envs import BadInput
 from rollout import Episode
 
 LONGEST = 1 << 13  # up to this length, lengths at which behaviour changes are probed

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from engine.batches import Batch
+from engine.errors import BadInput
 from engine.models import LoraLayer, PeftModel, adapted_weights, merge_adapter, text_decoder, tied_weights
 from engine.settings import Sampling
-from envs import BadInput
 
 HEAD_ELEMENTS = 1 << 26  # at most this many logits exist at a time in training (0.25 GiB in single precision)
 

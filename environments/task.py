@@ -13,15 +13,6 @@ def cell_name(cell: Cell) -> str:
     return f"row {cell[0] + 1}, column {cell[1] + 1}"
 
 
-class BadInput(ValueError):
-    """Something the user asked for cannot be done. The message is one line; the scripts print it and exit."""
-
-
-def first_line(error: Exception) -> str:
-    """An exception as part of a one-line message."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
 class Task:
     """One task of a pack. Subclasses set the attributes below and implement `reset`, `step`, `make_tasks`.
 

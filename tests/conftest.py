@@ -22,19 +22,19 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tokenizer():
     """The embedded policy's tokenizer. Tests must not change it."""
-    import imitate
+    from engine.embedded import build_tokenizer
 
-    return imitate.build_tokenizer()
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def model_folder(tokenizer, tmp_path_factory):
     """A folder with a small random model, as save_pretrained leaves it. Tests must not change it."""
-    import imitate
+    from engine.embedded import build_model
 
     folder = tmp_path_factory.mktemp("models") / "small"
     torch.manual_seed(0)
-    imitate.build_model(tokenizer).save_pretrained(folder)
+    build_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import imitate
+from engine.embedded import build_model
 from engine.models import Lora, add_adapter
 from envs import Pack, Task
 from rollout import Episode, Reply
@@ -85,7 +85,7 @@ def small_llama(tokenizer, kind=LlamaForCausalLM, config=LlamaConfig, attention=
 def small_model(name, tokenizer, stop_bias=5.5, **options):
     """A random model that ends its turn now and then: the output head gets a bias for the stop token."""
     torch.manual_seed(0)
-    model = small_llama(tokenizer, **options) if name == "llama" else imitate.build_model(tokenizer)
+    model = small_llama(tokenizer, **options) if name == "llama" else build_model(tokenizer)
     head = torch.nn.Linear(64, len(tokenizer))
     torch.nn.init.normal_(head.weight, std=0.2)
     torch.nn.init.zeros_(head.bias)

@@ -23,8 +23,7 @@ from engine.batches import batches_by_length, micro_batches, pad_batch, prefix_g
 from engine.models import Lora, add_adapter, checkpoint_activations
 from engine.policy import Policy
 from engine.settings import Sampling
-from envs import make_pack
-from eval import reference_players
+from envs import make_pack, players
 from imitate import Teacher
 from rollout import Episode, play, run
 
@@ -242,7 +241,7 @@ def test_the_gradient_of_real_prompts_is_that_of_one_episode_at_a_time(budget, t
     """Rules that this tokenizer spells in bytes are a large part of every episode."""
     policy = Policy(adapted(small_llama(tokenizer)), tokenizer)
     packs = [make_pack("control", seed, 2) for seed in (0, 0, 1)]
-    teacher = Teacher(reference_players("control")["learner"], policy.chat)
+    teacher = Teacher(players("control")["learner"], policy.chat)
     episodes = [e for rollout in run(map(play, packs), teacher) for e in rollout.episodes]
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
 

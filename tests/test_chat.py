@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 import imitate
 from engine.batches import pad_batch
 from engine.chat import ChatFormat
+from engine.embedded import TEMPLATE
+from engine.errors import BadInput
 from engine.policy import Policy
 from engine.settings import Sampling
 from environments.frozenlake_players import Planner
-from envs import BadInput, make_pack
+from envs import make_pack
 from rollout import Episode, Reply, play, run
 
-PLAIN = imitate.TEMPLATE
+PLAIN = TEMPLATE
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval import parse_flags
-from train import Config
+from engine.command_line import parse_flags
+from engine.settings import Config
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -13,12 +13,17 @@ import pytest
 import torch
 
 import eval as script
+from engine.command_line import command_line, parse_flags
+from engine.errors import BadInput
 from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
+from engine.settings import flag
 from environments.frozenlake_players import LakeLearner, LakeRandom
-from envs import BadInput, make_pack
-from eval import command_line, draw, evaluate, flag, load_policy, parse_flags, reference_players, summarise, table
+from envs import make_pack, players
+from eval import evaluate, load_policy, summarise
 from players import PLAYERS
+from record import pictures
+from record.pictures import draw, gap_closed, table
 from rollout import Episode, Penalties, Reply, Rollout, play, run
 
 ROOT = Path(__file__).parents[1]
@@ -101,9 +106,8 @@ def test_evaluate_plays_the_packs_it_is_given():
 
 
 def test_reference_players_are_those_that_play_the_environment():
-    players = reference_players("frozenlake")
-    assert {label: type(player) for label, player in players.items()} == PLAYERS["frozenlake"]
-    assert reference_players("another") == {}
+    assert {label: type(player) for label, player in players("frozenlake").items()} == PLAYERS["frozenlake"]
+    assert players("another") == {}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def test_table_has_a_line_for_each_record():
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(script.plt, "close", figures.append)
+    monkeypatch.setattr(pictures.plt, "close", figures.append)
     records = [
         record_of("mine", 0.25, 0.5, 0.75),
         record_of("random", 0.3, 0.4, 0.5),
@@ -151,12 +155,16 @@ def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch
     left, *right = figure.axes
     handles, labels = left.get_legend_handles_labels()
     assert labels == ["mine", "random", "learner"] and left.get_title() == "The title"
+    asides = []
     for handle, record in zip(handles, records, strict=True):
-        assert list(handle[0].get_xdata()) == [0, 1, 2]
+        aside = handle[0].get_xdata()[0]
+        assert list(handle[0].get_xdata()) == pytest.approx([aside, 1 + aside, 2 + aside])
+        asides.append(aside)
         assert list(handle[0].get_ydata()) == pytest.approx(record["success"])
         [bars] = handle[2]
         ends = [tuple(segment[:, 1]) for segment in bars.get_segments()]
         assert ends == [pytest.approx(pair) for pair in zip(record["success_low"], record["success_high"], strict=True)]
+    assert len(set(asides)) == 3 and max(map(abs, asides)) < 0.1  # beside each other, and near their position
     assert len(right) == (steps > 0)
     for axis in right:
         expected = {f"position {j}": [h["success"][j] for h in history] for j in range(3)}
@@ -241,7 +249,7 @@ def test_settings_come_from_the_command_line(monkeypatch):
         (["--mode", "medium"], ["--mode", "medium", "slow", "fast"]),
         (["value.yaml"], ["count", "many"]),
         (["choice.json"], ["mode", "medium", "slow", "fast"]),
-        (["text.yaml"], ["text.yaml", "big_rate"]),
+        (["text.yaml"], ["text.yaml, line 1", "settings by name"]),
         (["broken.yaml"], ["broken.yaml"]),
         (["typo.yaml"], ["typo.yaml", "'big_rat'"]),
         (["binary.yaml"], ["binary.yaml"]),
@@ -305,8 +313,8 @@ def first_logits(policy):
 
 @torch.no_grad()
 def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder):
-    bare = load_policy(script.EvalConfig(str(model_folder), temperature=0.5, max_reply_tokens=7))
-    trained = load_policy(script.EvalConfig(str(run_folder), temperature=0.5, max_reply_tokens=7))
+    bare = load_policy(script.EvalConfig(policy=str(model_folder), temperature=0.5, max_reply_tokens=7))
+    trained = load_policy(script.EvalConfig(policy=str(run_folder), temperature=0.5, max_reply_tokens=7))
     assert isinstance(trained, Policy) and (trained.settings.temperature, trained.settings.max_reply_tokens) == (0.5, 7)
     assert not torch.allclose(first_logits(trained), first_logits(bare), atol=0.01)
     with trained.model.disable_adapter():
@@ -314,9 +322,9 @@ def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder)
 
 
 def test_policy_may_be_a_player_or_a_model_in_another_precision(model_folder):
-    assert isinstance(load_policy(script.EvalConfig("learner")), LakeLearner)
-    assert isinstance(load_policy(script.EvalConfig("random")), LakeRandom)
-    assert load_policy(script.EvalConfig(str(model_folder), dtype="bfloat16")).model.dtype == torch.bfloat16
+    assert isinstance(load_policy(script.EvalConfig(policy="learner")), LakeLearner)
+    assert isinstance(load_policy(script.EvalConfig(policy="random")), LakeRandom)
+    assert load_policy(script.EvalConfig(policy=str(model_folder), dtype="bfloat16")).model.dtype == torch.bfloat16
 
 
 OUTSIDE = """
@@ -462,7 +470,7 @@ def test_run_is_evaluated_on_its_own_level_unless_told_otherwise(run_folder, tmp
     options = ["--policy", run_folder, "--packs", 2, "--pack-size", 2, "--max-reply-tokens", 5, "--output", tmp_path]
     call(monkeypatch, *options, "--seed", 3)
     assert {arguments[3] for arguments in made} == {"train"}
-    assert {arguments[1] for arguments in made[1:]} == {6, 7}  # the packs of other seeds are others
+    assert {arguments[1] for arguments in made} == {6, 7}  # the packs of other seeds are others
     saved = results(tmp_path)
     assert [record["label"] for record in saved["records"]] == ["a-run", "random", "informed", "learner"]
     assert saved["records"][0]["truncated"] > 0 and "truncated" in capsys.readouterr().out
@@ -520,7 +528,7 @@ def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
     original = script.make_pack
     monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
     call(monkeypatch, "--policy", "random", "--packs", 2, "--ralph", "--output", tmp_path)
-    assert [arguments[4] for arguments in made[1:]] == [True] * 2
+    assert [arguments[4] for arguments in made] == [True] * 2
 
 
 def test_length_penalty_is_in_the_reward_only(tmp_path, monkeypatch):
@@ -537,5 +545,5 @@ def test_share_of_the_gap_from_random_player_to_learner():
     values = {"random": (0.2, 0.2, 0.5), "learner": (0.6, 1.0, 0.5), "informed": (1, 1, 1), "mine": (0.3, 1.0, 0.7)}
     records = [record_of(label, *successes) for label, successes in values.items()]
     # (0.3 - 0.2) / (0.6 - 0.2), (1 - 0.2) / (1 - 0.2), and no gap at all
-    assert script.gap_closed(records) == "mine: closes 25% 100% - of the gap from random to learner, by position"
-    assert script.gap_closed(records[1:]) == ""
+    assert gap_closed(records) == "mine: closes 25% 100% - of the gap from random to learner, by position"
+    assert gap_closed(records[1:]) == ""

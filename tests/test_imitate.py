@@ -1,6 +1,7 @@
 """imitate.py: what the lessons ask for, that imitation learns it, and the command line."""
 
 import copy
+import dataclasses
 import itertools
 import random
 import re
@@ -15,21 +16,20 @@ import imitate as script
 from context import NO_HINTS_YET
 from engine.batches import pad_batch
 from engine.chat import ChatFormat
+from engine.command_line import command_line
+from engine.embedded import build_model, drill, phrases
+from engine.errors import BadInput
 from engine.models import add_adapter, load_model
 from engine.policy import Policy
 from environments.frozenlake import MOVES
 from environments.frozenlake_players import LakeLearner, LakeRandom, Planner
-from envs import BadInput, make_pack
-from eval import command_line
+from envs import make_pack
 from imitate import (
     ImitateConfig,
     Teacher,
-    build_model,
-    drill,
     hint_quality,
     imitate,
     lessons,
-    phrases,
     rise_and_fall,
     sample_packs,
 )

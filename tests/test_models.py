@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from engine.batches import pad_batch
+from engine.errors import BadInput
 from engine.models import (
     Lora,
     LoraLayer,
@@ -37,7 +38,6 @@ from engine.models import (
 )
 from engine.policy import Policy
 from engine.settings import Sampling
-from envs import BadInput
 from eval import EvalConfig, load_policy
 from rollout import play, run
 

@@ -5,8 +5,6 @@ import functools
 import math
 import shutil
 
-import batches
-import models
 import pytest
 import torch
 from doubles import Chatter, Script, chatter_packs, new_conversations, small_llama, small_model, take_turns
@@ -27,16 +25,16 @@ from transformers import (
 )
 
 import engine.policy as policies
-import imitate
-from engine import fast
+from engine import batches, embedded, fast, models
 from engine import weights as weights_room
 from engine.batches import pad_batch
 from engine.chat import ChatFormat
+from engine.errors import BadInput
 from engine.fast import Fast
 from engine.models import Lora, LoraLayer, add_adapter, checkpoint_activations, dithered, load_model, n_weights
 from engine.policy import CONTEXT_FULL, Policy
 from engine.settings import Sampling
-from envs import BadInput, Pack, make_pack
+from envs import Pack, make_pack
 from rollout import TOO_LONG, Reply, play, run
 
 MODELS = ["qwen3", "llama", "qwen3 with an adapter"]
@@ -694,7 +692,7 @@ def test_a_gguf_file_says_what_ends_a_reply(tokenizer, monkeypatch):
     """Whatever the tokenizer that transformers makes of it takes for that."""
     confused = copy.deepcopy(tokenizer)
     confused.eos_token = "<|user|>"
-    model = imitate.build_model(tokenizer)
+    model = embedded.build_model(tokenizer)
     model.config.quantization_config = {}
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: confused)
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (model, {"missing_keys": []}))
@@ -727,7 +725,7 @@ def test_model_is_found_beside_the_scripts_from_any_folder(model_folder, tmp_pat
     monkeypatch.setattr(models, "REPO", model_folder.parent)
     monkeypatch.chdir(tmp_path)
     model, tokenizer = load_model(model_folder.name)
-    assert isinstance(model, Qwen3ForCausalLM) and tokenizer.chat_template == imitate.TEMPLATE
+    assert isinstance(model, Qwen3ForCausalLM) and tokenizer.chat_template == embedded.TEMPLATE
 
 
 def test_adapter_comes_back_from_its_folder(model_folder, tmp_path):
@@ -751,7 +749,7 @@ def test_adapter_comes_back_from_its_folder(model_folder, tmp_path):
 def test_compiling_without_a_compiler_ends_in_one_line(tokenizer, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BadInput, match="compile=True.*C\\+\\+ compiler"):
-        Policy(imitate.build_model(tokenizer), tokenizer).compile()
+        Policy(embedded.build_model(tokenizer), tokenizer).compile()
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles for the CPU with a C++ compiler")
@@ -761,7 +759,7 @@ def test_compiled_layers_give_the_same_gradient_and_leave_sampling_alone(tokeniz
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = imitate.build_model(tokenizer)
+        model = embedded.build_model(tokenizer)
         if compiled:
             checkpoint_activations(model, "on")
         policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8))
@@ -788,7 +786,7 @@ def test_no_kind_of_training_pass_is_left_uncompiled(tokenizer, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(compile_layer, backend="eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = add_adapter(imitate.build_model(tokenizer))
+    model = add_adapter(embedded.build_model(tokenizer))
     policy = Policy(model, tokenizer)
     policy.compile()
     ids = torch.randint(256, (3, 40))  # [B, T]

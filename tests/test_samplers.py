@@ -22,11 +22,11 @@ from transformers import (
 
 from engine import probe
 from engine.batches import pad_batch
+from engine.errors import BadInput
 from engine.fast import Fast, RowCache
 from engine.generate import Generate
 from engine.policy import Policy
 from engine.settings import Sampling
-from envs import BadInput
 from rollout import play, run
 
 WINDOWS = {"kind": MistralForCausalLM, "config": MistralConfig, "sliding_window": 24}
