@@ -268,9 +268,9 @@ def measure(settings: Settings, case: str) -> None:
 
 
 def main() -> None:
-    ENVS["recital"] = Recital
     settings = parse_flags(Settings)
     check_bounds(settings)
+    ENVS["recital"] = Recital
     if settings.work:
         return our_side(json.loads(Path(settings.work).read_text()))
     cases = settings.cases.split(",")
