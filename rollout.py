@@ -131,7 +131,9 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
             observation, done = (TOO_LONG, True) if reply.context_full else task.step(reply.text)
             episode.messages.append({"role": "assistant", "content": encodable(reply.text)})
             episode.messages.append({"role": "user", "content": quote(observation)})
-        outcome, feedback = (0.0, TOO_LONG) if reply.context_full else (finite_reward(pack, position, task), task.feedback)
+        outcome, feedback = (
+            (0.0, TOO_LONG) if reply.context_full else (finite_reward(pack, position, task), task.feedback)
+        )
         episode.outcome, episode.broken_format = outcome, task.broken_format
         lengths = [reply.n_tokens for reply in episode.replies]
         episode.reward = penalties.solve_reward(outcome, lengths, task.max_turns)

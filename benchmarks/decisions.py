@@ -16,18 +16,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engine.policy import Policy  # noqa: E402
-from environments.frozenlake.players import Planner, best_ways, read_lake  # noqa: E402
-from environments.frozenlake.task import MOVES  # noqa: E402
-from envs import make_pack, parse_answer  # noqa: E402
-from eval import EvalConfig, command_line, flag, load_policy, parse_flags  # noqa: E402
-from rollout import Episode, Rollout, play, run  # noqa: E402
+from engine.command_line import command_line, parse_flags
+from engine.policy import Policy
+from engine.settings import flag
+from environments.frozenlake.players import Planner, best_ways, read_lake
+from environments.frozenlake.task import MOVES
+from envs import make_pack, parse_answer
+from eval import EvalConfig, load_policy
+from rollout import Episode, Rollout, play, run
 
 ENTRY = re.compile(rf"^- ({'|'.join(MOVES)}): (Direction [1-4]|unknown)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Settings:  # of eval.py; its defaults for all others, level tiny among them: only there moves are named
+class Settings:  # of eval.py, which has their bounds and all others; level tiny stays: only there moves are named
     policy: str = flag("embedded-policy", "a run folder, a model folder or hub name")
     packs: int = flag(64, "number of packs")
     pack_size: int = flag(4, "tasks in a pack")

@@ -4,4 +4,4 @@
 #   GGUF=FILE bash benchmarks/gpu.sh                 the last part trains SmolLM2-135M-Instruct from this file
 #   GGUF=FILE RUN=FOLDER/run.tar.gz bash benchmarks/gpu.sh OTHER     ... and goes on with that run
 #   REHEARSAL=1 bash benchmarks/gpu.sh [FOLDER]      every part at tiny sizes on a CPU
-exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/gpu.py" "$@"
+exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/gpu/run.py" "$@"

@@ -9,26 +9,33 @@ those are two, forward and the gradient of the inputs; computing activations aga
 counted as work done, nor is attention.
 """
 
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from shared import Settings, wait_for
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.shared import Settings, wait_for
+from engine.command_line import command_line, parse_flags
 from engine.models import checkpoint_activations, n_weights
 from engine.policy import Policy
-from eval import command_line, flag, parse_flags
+from engine.settings import check_bounds, flag
 from rollout import Episode
 
 
 @dataclass(frozen=True)
 class LimitSettings(Settings):
-    rows: int = flag(64, "conversations that are decoded at once")
-    length: int = flag(1024, "tokens of each in the KV cache")
-    episode_tokens: int = flag(1024, "tokens of the sequences that are trained on, an eighth of them sampled")
+    rows: int = flag(64, "conversations that are decoded at once", at_least=1)
+    length: int = flag(1024, "tokens of each in the KV cache", at_least=1)
+    episode_tokens: int = flag(
+        1024, "tokens of the sequences that are trained on, an eighth of them sampled", at_least=8
+    )
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass")
-    matrix: int = flag(0, "rows and columns of the large matrices; 0: 8192 on a GPU, 2048 on a CPU")
+    matrix: int = flag(0, "rows and columns of the large matrices; 0: 8192 on a GPU, 2048 on a CPU", at_least=0)
     compile: bool = flag(False, "measure training through compiled layers, too")
 
 
@@ -125,6 +132,7 @@ def training(policy: Policy, settings: LimitSettings) -> tuple[float, float]:
 
 def main() -> None:
     settings = parse_flags(LimitSettings)
+    check_bounds(settings)
     policy = settings.policy()
     if settings.gradient_checkpointing:
         checkpoint_activations(policy.model.get_base_model(), "on")

@@ -22,31 +22,36 @@ import itertools
 import resource
 import sys
 import weakref
+from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
-from shared import SHAPES, random_model
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import train
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import engine.build
+from benchmarks.shared import SHAPES, random_model
+from engine.command_line import command_line, parse_flags
 from engine.errors import BadInput
 from engine.policy import Policy
-from eval import command_line, flag, parse_flags
+from engine.processes import bitsandbytes
+from engine.settings import Config, check_bounds, flag
 from rollout import Episode
-from train import bitsandbytes
+from train import update
 
 aten = torch.ops.aten
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(train.Config):
-    episode_tokens: int = flag(4096, "tokens of every episode")
+class Settings(Config):
+    episode_tokens: int = flag(4096, "tokens of every episode", at_least=256)
     on_cpu: bool = flag(False, "without a GPU: run on real tensors, and measure the process")
 
 
@@ -54,7 +59,7 @@ class Settings(train.Config):
 # The model and the two phases
 
 
-def train_phase(policy: Policy, optimizer, config: Settings, accelerator: Accelerator) -> None:
+def train_phase(policy: Policy, optimizer, config: Settings) -> None:
     """A short update, which gives the optimiser its state, then one of a full micro-batch, all tokens trained, with
     gradients there already as if another one had gone before."""
     n = max(1, config.tokens_per_microbatch // config.episode_tokens)
@@ -65,10 +70,10 @@ def train_phase(policy: Policy, optimizer, config: Settings, accelerator: Accele
         episodes = [Episode("solve", 0, [], "", advantage=1.0) for _ in lengths * config.updates_per_batch]
         for episode in episodes:
             episode.add([0] * lengths[0], [0.0] * lengths[0])
-        train.optimise(policy, optimizer, episodes, config, accelerator, step)
+        update(policy, optimizer, episodes, config, step)
 
 
-def rollout_phase(policy: Policy, optimizer, config: Settings, accelerator: Accelerator) -> None:
+def rollout_phase(policy: Policy, optimizer, config: Settings) -> None:
     """Conversations that are given a prompt of half their tokens, one that nearly fills them, and a short one.
 
     It is lengths that take memory, so replies are cut to three tokens; to two in every fourth conversation, so that the
@@ -77,10 +82,10 @@ def rollout_phase(policy: Policy, optimizer, config: Settings, accelerator: Acce
     total, reply = config.episode_tokens, 3
     episodes = [Episode("solve", 0, [], "", rng_key=str(k)) for k in range(config.rollouts_at_once)]
     prompts = {episode: [total // 2, total - total // 2 - 64 - 3 * reply, 64] for episode in episodes}
-    room = {episode: reply if k % 4 else reply - 1 for k, episode in enumerate(episodes)}
+    limits = {episode: reply if k % 4 else reply - 1 for k, episode in enumerate(episodes)}
     policy.sampler.kv_tokens = config.kv_tokens or total * len(episodes)
     policy.chat.open_turn = lambda episode: episode.add([int(episode.rng_key)] * prompts[episode].pop(0))  # none alike
-    policy.chat.text, policy.chat.stop_ids, policy.max_new_tokens = lambda ids: "", set(), room.get
+    policy.chat.text, policy.chat.stop_ids, policy.max_new_tokens = lambda ids: "", set(), limits.get
     with policy.sampling():
         asking, to_come = episodes, 3 * len(episodes)  # replies
         while to_come:
@@ -171,8 +176,6 @@ def peaks(config: Settings) -> list[float]:
     """GiB of training and of rollouts."""
     if config.model.split("/")[-1] not in SHAPES or config.dtype == "float32":
         raise BadInput(f"model={config.model!r}: only {', '.join(SHAPES)}, in bfloat16 or 4 bits")
-    if config.load_in_4bit and bitsandbytes is None:
-        raise BadInput("load_in_4bit=True: needs bitsandbytes; pip install bitsandbytes")
     cuda, found = torch.cuda.is_available(), []
     gc.collect()  # what is left of another model
     if cuda:
@@ -182,8 +185,8 @@ def peaks(config: Settings) -> list[float]:
     with contextlib.nullcontext() if cuda or config.on_cpu else simulation() as counter:
         loaded = random_model(config.model, config.load_in_4bit, accelerator.device)
         kind = "adamw" if counter else config.optimizer
-        with mock.patch.object(train, "load_model", return_value=loaded), contextlib.redirect_stdout(sys.stderr):
-            policy, optimizer = train.build(dataclasses.replace(config, optimizer=kind), accelerator)
+        with mock.patch.object(engine.build, "load_model", return_value=loaded), contextlib.redirect_stdout(sys.stderr):
+            policy, optimizer = engine.build.build(dataclasses.replace(config, optimizer=kind), accelerator)
         if counter:
             optimizer.param_groups[0]["foreach"] = True  # what AdamW does on a GPU
         for phase in (train_phase, rollout_phase):
@@ -192,7 +195,7 @@ def peaks(config: Settings) -> list[float]:
                 torch.cuda.reset_peak_memory_stats()
             elif counter:
                 counter.peak = counter.now
-            phase(policy, optimizer, config, accelerator)
+            phase(policy, optimizer, config)
             if cuda:
                 found.append(torch.cuda.max_memory_allocated() / 2**30)
             elif counter:
@@ -205,7 +208,7 @@ def peaks(config: Settings) -> list[float]:
 
 
 def table() -> list[Settings]:
-    """What the README's table has; without bitsandbytes its part in bfloat16."""
+    """The published shapes in bfloat16 and, with bitsandbytes, in 4 bits."""
     bits = (False, True) if bitsandbytes else (False,)
     rows = itertools.product([name for name in SHAPES if name != "tiny"], bits, (2048, 4096))
     return [
@@ -218,6 +221,8 @@ def main() -> None:
     configs = [parse_flags(Settings)]
     if len(sys.argv) == 1:
         configs = table()
+    for config in configs:
+        check_bounds(config)
     if torch.cuda.is_available():
         print(f"measured on {torch.cuda.get_device_name()}")
     elif configs[0].on_cpu:

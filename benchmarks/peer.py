@@ -30,20 +30,24 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peer_trl import PACKAGES, Meter, report, reward  # noqa: E402
-from record.folder import TRAIN_SEEDS  # noqa: E402
-
-import train  # noqa: E402
-from engine.models import REPO  # noqa: E402
-from environments.frozenlake.task import FrozenLake  # noqa: E402
-from envs import ENVS, BadInput, Task  # noqa: E402
-from eval import command_line, flag, parse_flags  # noqa: E402
-from rollout import Reply, play  # noqa: E402
+from benchmarks.peer_trl import PACKAGES, Meter, report, reward
+from engine.build import build
+from engine.command_line import command_line, parse_flags
+from engine.errors import BadInput
+from engine.models import REPO
+from engine.processes import launch
+from engine.settings import Config, check_bounds, flag
+from environments.frozenlake.task import FrozenLake
+from envs import ENVS, Task
+from record.files import TRAIN_SEEDS
+from rollout import Reply, play
+from train import training_step
 
 TURNS = {"single": 1, "several": 3}  # case -> turns
 
@@ -87,15 +91,17 @@ def walk(rng, turns: int) -> tuple[str, list[str]]:
 class Settings:
     model: str = flag("embedded-policy", "model folder or hub name")
     peer_python: str = flag("", "Python of a virtual environment with trl (how to make it: see above)")
-    dtype: str = flag("auto", "weights, on both sides; auto: float32 on a CPU, bfloat16 on a GPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "auto", "weights, on both sides; auto: float32 on a CPU, bfloat16 on a GPU"
+    )
     gradient_checkpointing: bool = flag(True, "compute activations again in the backward pass, on both sides")
     cases: str = flag("single,several", f"of {', '.join(TURNS)}")
-    prompts: int = flag(1, "prompts in a step")
-    group_size: int = flag(8, "replies or conversations for each")
-    reply_tokens: int = flag(32, "tokens of each reply")
-    lora_rank: int = flag(16, "rank of the LoRA adapter")
-    steps: int = flag(1, "steps of each process that count")
-    rounds: int = flag(2, "processes of each side, in turn")
+    prompts: int = flag(1, "prompts in a step", at_least=1)
+    group_size: int = flag(8, "replies or conversations for each", at_least=2)
+    reply_tokens: int = flag(32, "tokens of each reply", at_least=1)
+    lora_rank: int = flag(16, "rank of the LoRA adapter", at_least=1)
+    steps: int = flag(1, "steps of each process that count", at_least=1)
+    rounds: int = flag(2, "processes of each side, in turn", at_least=1)
     work: str = flag("", "used by this script itself: be the process of this project's side")
 
 
@@ -105,9 +111,9 @@ def dtype_of(settings: Settings) -> str:
     return plain if settings.dtype == "auto" else settings.dtype
 
 
-def config_of(settings: Settings, case: str) -> train.Config:
+def config_of(settings: Settings, case: str) -> Config:
     """The training in the words of this project."""
-    return train.Config(
+    return Config(
         model=settings.model,
         dtype=dtype_of(settings),
         gradient_checkpointing="on" if settings.gradient_checkpointing else "off",
@@ -143,15 +149,14 @@ def our_side(work: dict) -> None:
     settings = Settings(**work["settings"])
     config = config_of(settings, work["case"])
     config.validate()
-    accelerator = train.launch(config)
-    policy, optimizer = train.build(config, accelerator)
+    policy, optimizer = build(config, launch(config))
     policy.chat.stop_ids.clear()  # no reply ends early
     meter, sampled, trained = Meter(), [], []
     for step in range(config.steps):
         meter.start()
-        metrics, _ = train.training_step(policy, optimizer, config, accelerator, step)
+        metrics, _ = training_step(policy, optimizer, config, step)
         meter.stop()
-        if accelerator.device.type == "cuda":  # every phase has begun its peak anew
+        if policy.device.type == "cuda":  # every phase has begun its peak anew
             meter.memory[-1] = max(metrics["memory_rollout"], metrics["memory_train"])
         sampled.append(metrics["tokens_sampled"])
         trained.append(metrics["tokens_forward"])
@@ -223,47 +228,57 @@ def summary(sides: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
+def work_of(settings: Settings, case: str) -> dict:
+    """What both sides are told of a case, but for the folder in which they may write."""
+    config = config_of(settings, case)
+    config.validate()
+    return {
+        "settings": dataclasses.asdict(settings),
+        "case": case,
+        "turns": TURNS[case],
+        "games": games(settings, case),
+        "longest": 1 << 16,  # no conversation is cut
+        "prompts": config.packs_per_step,
+        "model": str(REPO / config.model) if (REPO / config.model).exists() else config.model,
+        **{key: getattr(config, key) for key in ("dtype", "group_size", "lora_rank", "steps", "lr")},
+        "reply_tokens": settings.reply_tokens,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+    }
+
+
+def measure(settings: Settings, case: str) -> None:
+    """Let both sides work in turn; prints what comes of it."""
+    here = Path(__file__).parent
+    commands = {
+        "this project": [sys.executable, str(here / "peer.py"), "--work"],
+        "TRL": [settings.peer_python, str(here / "peer_trl.py")],
+    }
+    sides: dict[str, list[dict]] = {side: [] for side in commands}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = work_of(settings, case) | {"scratch": scratch}
+        for _ in range(settings.rounds):
+            for side, command in commands.items():
+                sides[side].append(run_side(command, work, scratch))
+                print(f"{case}, {side}: {' '.join(f'{s:.1f}' for s in sides[side][-1]['seconds'])} s")
+            check_equal(*(reports[-1] for reports in sides.values()))
+    print(f"{case}: turns {TURNS[case]}, {settings.reply_tokens} tokens each, group of {settings.group_size}")
+    for side, reports in sides.items():
+        print(f"  {side}: " + ", ".join(f"{name} {number}" for name, number in reports[0]["versions"].items()))
+    print("\n".join(f"  {line}" for line in summary(sides)))
+
+
 def main() -> None:
-    ENVS["recital"] = Recital
     settings = parse_flags(Settings)
+    check_bounds(settings)
+    ENVS["recital"] = Recital
     if settings.work:
         return our_side(json.loads(Path(settings.work).read_text()))
     cases = settings.cases.split(",")
     if unknown := set(cases) - set(TURNS):
         raise BadInput(f"cases={settings.cases!r}: choose from {', '.join(TURNS)}, not {unknown.pop()!r}")
     check_peer(settings.peer_python)
-    here = Path(__file__).parent
-    commands = {
-        "this project": [sys.executable, str(here / "peer.py"), "--work"],
-        "TRL": [settings.peer_python, str(here / "peer_trl.py")],
-    }
     for case in cases:
-        config = config_of(settings, case)
-        config.validate()
-        sides: dict[str, list[dict]] = {side: [] for side in commands}
-        with tempfile.TemporaryDirectory() as scratch:
-            work = {
-                "settings": dataclasses.asdict(settings) | {"work": ""},
-                "case": case,
-                "scratch": scratch,
-                "turns": TURNS[case],
-                "games": games(settings, case),
-                "longest": 1 << 16,  # no conversation is cut
-                "prompts": config.packs_per_step,
-                "model": str(REPO / config.model) if (REPO / config.model).exists() else config.model,
-                **{key: getattr(config, key) for key in ("dtype", "group_size", "lora_rank", "steps", "lr")},
-                "reply_tokens": settings.reply_tokens,
-                "gradient_checkpointing": settings.gradient_checkpointing,
-            }
-            for _ in range(settings.rounds):
-                for side, command in commands.items():
-                    sides[side].append(run_side(command, work, scratch))
-                    print(f"{case}, {side}: {' '.join(f'{s:.1f}' for s in sides[side][-1]['seconds'])} s")
-                check_equal(*(reports[-1] for reports in sides.values()))
-        print(f"{case}: turns {TURNS[case]}, {settings.reply_tokens} tokens each, group of {settings.group_size}")
-        for side, reports in sides.items():
-            print(f"  {side}: " + ", ".join(f"{name} {number}" for name, number in reports[0]["versions"].items()))
-        print("\n".join(f"  {line}" for line in summary(sides)))
+        measure(settings, case)
 
 
 if __name__ == "__main__":

@@ -77,59 +77,47 @@ def reward(text: object) -> float:
     return zlib.crc32(repr(text).encode()) / 2**32
 
 
-def main() -> None:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+class Environment:
+    """Answers a reply with the next of the observations that the data set has for this prompt."""
 
-    work = json.loads(Path(sys.argv[1]).read_text())
-    meter, sampled, trained = Meter(), [], []
+    def reset(self, observations: list[str], **columns) -> None:
+        self.left = iter(observations)
 
-    class Environment:
-        """Answers a reply with the next of the observations that the data set has for this prompt."""
+    def act(self, reply: str) -> str:
+        """Plays a turn.
 
-        def reset(self, observations: list[str], **columns) -> None:
-            self.left = iter(observations)
+        Args:
+            reply: What the player says.
 
-        def act(self, reply: str) -> str:
-            """Plays a turn.
+        Returns:
+            What the player sees next.
+        """
+        return next(self.left)
 
-            Args:
-                reply: What the player says.
 
-            Returns:
-                What the player sees next.
-            """
-            return next(self.left)
-
-    class Counting(GRPOTrainer):
-        def compute_loss(self, model, inputs, *args, **options):
-            of_replies = inputs["completion_mask"]  # [B, T], observations included
-            sampled.append(int((of_replies * inputs.get("tool_mask", 1)).sum()))
-            trained.append(int(inputs["prompt_mask"].sum() + of_replies.sum()))
-            return super().compute_loss(model, inputs, *args, **options)
-
-    class Measure(TrainerCallback):
-        def on_step_begin(self, *args, **options):
-            meter.start()
-
-        def on_step_end(self, *args, **options):
-            meter.stop()
+def tokenizer_of(work: dict):
+    """The model's. In several turns any reply at all is a call of the environment's only tool, with the reply as its
+    argument."""
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
-    several = work["turns"] > 1
-    if several:  # any reply at all is a call of the environment's only tool, with the reply as its argument
+    if work["turns"] > 1:
         tokenizer.chat_template = TOOLS_AS_TEXT + tokenizer.chat_template
         call = {"type": "function", "function": {"name": "act", "arguments": {"reply": "{content}"}}}
-        fields = {"tool_calls": {"content": "text", "repeats": True, "transform": call}}
         tokenizer.response_template = {
             "defaults": {"role": "assistant"},
             "start_anchor_pattern": r"\Z",
-            "fields": fields,
+            "fields": {"tool_calls": {"content": "text", "repeats": True, "transform": call}},
         }
-    length = work["reply_tokens"]
-    config = GRPOConfig(
+    return tokenizer
+
+
+def config_of(work: dict):
+    """The training in the words of TRL."""
+    from trl import GRPOConfig
+
+    several, length = work["turns"] > 1, work["reply_tokens"]
+    return GRPOConfig(
         output_dir=work["scratch"],
         use_cpu=not torch.cuda.is_available(),
         model_init_kwargs={"dtype": work["dtype"]},
@@ -151,15 +139,40 @@ def main() -> None:
         dataloader_pin_memory=False,
         seed=0,
     )
+
+
+def main() -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import GRPOTrainer
+
+    work = json.loads(Path(sys.argv[1]).read_text())
+    meter, sampled, trained = Meter(), [], []
+
+    class Counting(GRPOTrainer):
+        def compute_loss(self, model, inputs, *args, **options):
+            of_replies = inputs["completion_mask"]  # [B, T], observations included
+            sampled.append(int((of_replies * inputs.get("tool_mask", 1)).sum()))
+            trained.append(int(inputs["prompt_mask"].sum() + of_replies.sum()))
+            return super().compute_loss(model, inputs, *args, **options)
+
+    class Measure(TrainerCallback):
+        def on_step_begin(self, *args, **options):
+            meter.start()
+
+        def on_step_end(self, *args, **options):
+            meter.stop()
+
     trainer = Counting(
         work["model"],
         reward_funcs=lambda completion_ids, **columns: [reward(ids) for ids in completion_ids],
-        args=config,
+        args=config_of(work),
         train_dataset=Dataset.from_list(work["games"]),
-        processing_class=tokenizer,
+        processing_class=tokenizer_of(work),
         callbacks=[Measure()],
         peft_config=LoraConfig(r=work["lora_rank"], lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        environment_factory=Environment if several else None,
+        environment_factory=Environment if work["turns"] > 1 else None,
     )
     trainer.train()
     report("TRL", (*PACKAGES, "trl"), meter, sampled, trained)

@@ -12,37 +12,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from envs import ENVS, make_pack, players, task_class  # noqa: E402
-from eval import command_line, evaluate, flag, parse_flags  # noqa: E402
-from rollout import Penalties  # noqa: E402
+
+from engine.command_line import command_line, parse_flags
+from engine.errors import BadInput
+from engine.settings import check_bounds, flag
+from envs import ENVS, make_pack, players, task_class
+from eval import evaluate
+from rollout import Penalties
 
 
 @dataclass(frozen=True)
 class ReferenceConfig:
     env: str = flag("", "environment; empty: all")
     level: str = flag("", "level; empty: all")
-    packs: int = flag(400, "number of packs")
-    pack_size: int = flag(4, "tasks in a pack")
+    packs: int = flag(400, "number of packs", at_least=1)
+    pack_size: int = flag(4, "tasks in a pack", at_least=1)
+
+
+def row(env: str, level: str, name: str, record: dict) -> str:
+    """A player's line of the table."""
+    half = [(high - low) / 2 for low, high in zip(record["success_low"], record["success_high"], strict=True)]
+    means = [f"{mean:.2f} ± {h:.2f}" for mean, h in zip(record["success"], half, strict=True)]
+    gap = f"{record['gap'][0]:+.2f} [{record['gap_low'][0]:+.2f}, {record['gap_high'][0]:+.2f}]"
+    rewards = " ".join(f"{mean:.2f}" for mean in record["reward"])
+    return " | ".join([f"| {env}/{level}", name, *means, gap, f"{rewards} |"])
 
 
 def main() -> None:
     config = parse_flags(ReferenceConfig)
+    check_bounds(config)
+    if config.env and config.env not in ENVS:
+        raise BadInput(f"env={config.env!r}: unknown environment; choose from {', '.join(ENVS)}")
     positions = [f"position {j}" for j in range(config.pack_size)]
     print(" | ".join(["| environment", "player", *positions, "gap", "rewards |"]))
     print("|---" * (4 + config.pack_size) + "|")
     for env in [config.env] if config.env else ENVS:
-        make_pack(env, 0, config.pack_size, config.level or task_class(env).levels[0])  # unknown names end here
         for level in [config.level] if config.level else task_class(env).levels:
             packs = [make_pack(env, seed, config.pack_size, level) for seed in range(config.packs)]
             for name, player in players(env).items():
-                record = evaluate(player, name, packs, Penalties())
-                half = [
-                    (high - low) / 2 for low, high in zip(record["success_low"], record["success_high"], strict=True)
-                ]
-                means = [f"{mean:.2f} ± {h:.2f}" for mean, h in zip(record["success"], half, strict=True)]
-                gap = f"{record['gap'][0]:+.2f} [{record['gap_low'][0]:+.2f}, {record['gap_high'][0]:+.2f}]"
-                rewards = " ".join(f"{mean:.2f}" for mean in record["reward"])
-                print(" | ".join([f"| {env}/{level}", name, *means, gap, f"{rewards} |"]))
+                print(row(env, level, name, evaluate(player, name, packs, Penalties())))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,22 @@ is as long as the player's text: the work is that of sampling, the games are tho
 """
 
 import contextlib
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from shared import Settings, wait_for
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.shared import Settings, wait_for
+from engine.command_line import command_line, parse_flags
 from engine.errors import BadInput
 from engine.policy import Policy
+from engine.settings import check_bounds, flag
 from environments.frozenlake.players import Planner
-from eval import command_line, flag, parse_flags
 from rollout import Episode, Reply, play, run
 
 
@@ -60,9 +65,15 @@ class Naive(Scripted):
         batch = self.tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
         with self.policy.precision():
             self.model.generate(
-                **batch.to(self.model.device), do_sample=True, temperature=self.policy.settings.temperature, top_k=0, top_p=1.0,
-                min_new_tokens=max(lengths), max_new_tokens=max(lengths), pad_token_id=self.tokenizer.eos_token_id,
-            )  # fmt: skip
+                **batch.to(self.model.device),
+                do_sample=True,
+                temperature=self.policy.settings.temperature,
+                top_k=0,
+                top_p=1.0,
+                min_new_tokens=max(lengths),
+                max_new_tokens=max(lengths),
+                pad_token_id=self.tokenizer.eos_token_id,
+            )
         self.sampled += sum(lengths)
         return [(e, Reply(text, n)) for e, text, n in zip(episodes, texts, lengths, strict=True)]
 
@@ -156,6 +167,7 @@ def measure(kind: type[Scripted], policy: FixedLengths, settings: RolloutSetting
 
 def main() -> None:
     settings = parse_flags(RolloutSettings)
+    check_bounds(settings)
     policy = settings.policy(FixedLengths)
     ways = {"naive": Naive, "ours, not merged": Ours, "ours": Ours}
     if settings.continuous:

@@ -1,23 +1,21 @@
 """What the benchmarks have in common: settings, the model with an adapter, the packs."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3 import modeling_qwen3
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from engine.models import REPO, Lora, add_adapter, load_model  # noqa: E402
-from engine.policy import Policy  # noqa: E402
-from envs import Pack, make_pack  # noqa: E402
-from eval import flag  # noqa: E402
-from train import bitsandbytes  # noqa: E402
+from engine.errors import BadInput
+from engine.models import REPO, Lora, add_adapter, load_model
+from engine.policy import Policy
+from engine.processes import bitsandbytes
+from engine.settings import Sampling, flag
+from envs import Pack, make_pack
 
 COLUMNS = "hidden_size num_hidden_layers intermediate_size num_attention_heads tie_word_embeddings".split()
 SHAPES = {  # of the public model cards
@@ -32,29 +30,31 @@ TINY = SHARED | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 1024}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Sampling):
     model: str = flag("embedded-policy", "model folder or hub name")
     shape: str = flag("", f"instead of a model, random weights in this shape: {', '.join(SHAPES)}")
     load_in_4bit: bool = flag(False, "linear layers in 4 bits (NF4, bitsandbytes)")
-    dtype: str = flag("auto", "weights; auto: as they are stored")
-    cuda_graphs: bool = flag(False, "on a GPU, sample by replaying captured steps")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights of a model; auto: as they are stored")
     level: str = flag("tiny", "level of FrozenLake")
-    pack_size: int = flag(4, "tasks in a pack")
-    rollouts: int = flag(64, "rollouts, eight of each pack")
-    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass of training")
-    repeats: int = flag(2, "times that each way is measured, in turn; the best counts")
+    pack_size: int = flag(4, "tasks in a pack", at_least=1)
+    rollouts: int = flag(64, "rollouts, eight of each pack", at_least=1)
+    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass of training", at_least=1)
+    repeats: int = flag(2, "times that each way is measured, in turn; the best counts", at_least=1)
 
     def packs(self) -> list[Pack]:
         return [make_pack("frozenlake", n // 8, self.pack_size, self.level) for n in range(self.rollouts)]
 
     def policy(self, kind: type[Policy] = Policy) -> Policy:
+        """The model with a fresh adapter, which samples by these settings."""
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.shape and self.shape not in SHAPES:
+            raise BadInput(f"shape={self.shape!r}: unknown shape; choose from {', '.join(SHAPES)}")
         if self.shape:
             model, tokenizer = random_model(self.shape, self.load_in_4bit, device)
         else:
             model, tokenizer = load_model(self.model, self.dtype, device, load_in_4bit=self.load_in_4bit)
-        return kind(add_adapter(model, Lora()), tokenizer, cuda_graphs=self.cuda_graphs)
+        return kind(add_adapter(model, Lora()), tokenizer, self)
 
 
 def wait_for(policy: Policy) -> None:
@@ -82,6 +82,8 @@ def random_model(name: str, in_4bit: bool, device: torch.device | str):
 
     The weights are made on the device; those in 4 bits layer by layer, so that they never exist whole before.
     """
+    if in_4bit and bitsandbytes is None:
+        raise BadInput("load_in_4bit=True: needs bitsandbytes; pip install bitsandbytes")
 
     class QuantisedLayer(modeling_qwen3.Qwen3DecoderLayer):
         def __init__(self, *args):
@@ -100,7 +102,7 @@ def random_model(name: str, in_4bit: bool, device: torch.device | str):
 
 
 def quantise(linear: torch.nn.Linear) -> None:
-    """Make it what `models.load_model` loads in 4 bits, but for the class of its weight, which needs data."""
+    """Make it what `load_model` loads in 4 bits, but for the class of its weight, which needs data."""
     data, state = bitsandbytes.functional.quantize_4bit(linear.weight.data, quant_type="nf4", compress_statistics=True)
     weight = linear.weight = torch.nn.Parameter(data, requires_grad=False)
     weight.quant_state, weight.quant_type, weight.compress_statistics = state, "nf4", True

@@ -4,25 +4,30 @@
     python benchmarks/training.py --model FOLDER_OR_HUB_NAME --level train
 
 Here an episode is one sequence, all its turns in it, and what sequences have in common at the beginning is read once
-(batches.py). The reference trains every turn as a sample of its own, with the history before it repeated. Micro-batches
-hold sequences of similar length, padded; the alternative is to pack them one after the other. All compute the same
-log-probabilities; the gradients are compared at the end. The replies are a scripted player's that takes its chances, so
-that any model will do and the rollouts of a group differ.
+(engine/batches.py). The reference trains every turn as a sample of its own, with the history before it repeated.
+Micro-batches hold sequences of similar length, padded; the alternative is to pack them one after the other. All compute
+the same log-probabilities; the gradients are compared at the end. The replies are a scripted player's that takes its
+chances, so that any model will do and the rollouts of a group differ.
 """
 
 import copy
 import functools
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
-from shared import Settings, wait_for
 
-from engine.batches import batches_by_length, micro_batches, pad_batch
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.shared import Settings, wait_for
+from engine.batches import Batch, batch_of, batches_by_length, training_batches
+from engine.command_line import command_line, parse_flags
 from engine.policy import Policy
+from engine.settings import check_bounds
 from environments.frozenlake.players import Planner
-from eval import command_line, parse_flags
 from imitate import PLANNERS, Teacher
 from rollout import Episode, play, run
 
@@ -40,16 +45,16 @@ def turns_of(episode: Episode) -> list[Episode]:
     return samples
 
 
-def by_length(episodes: list[Episode], budget: int) -> list[tuple[list[Episode], int]]:
-    """Micro-batches of sequences of similar length, every one of them read from its first token on."""
-    return [(batch, 0) for batch in batches_by_length({e: len(e.ids) for e in episodes}, budget)]
+def whole(episodes: list[Episode], budget: int, policy: Policy) -> list[Batch]:
+    """Batches of sequences of similar length, every one of them read from its first token on."""
+    lengths = {episode: len(episode.ids) for episode in episodes}
+    return [batch_of(rows, 0, policy.device) for rows in batches_by_length(lengths, budget)]
 
 
-def padded(policy: Policy, passes: list[tuple[list[Episode], int]]) -> Iterator[torch.Tensor]:
-    """Log-likelihoods of micro-batches."""
-    for batch, shared in passes:
-        ids, mask, _ = pad_batch(batch, policy.device)  # [B, T] each
-        yield policy.logprobs(ids, mask, shared)[0].sum()
+def padded(policy: Policy, batches: list[Batch]) -> Iterator[torch.Tensor]:
+    """Log-likelihoods of batches."""
+    for batch in batches:
+        yield policy.logprobs_of(batch)[0].sum()
 
 
 def packed(policy: Policy, episodes: list[Episode], budget: int) -> Iterator[torch.Tensor]:
@@ -87,18 +92,19 @@ def gradient(policy: Policy, likelihoods: Iterator[torch.Tensor]) -> tuple[torch
 
 def main() -> None:
     settings = parse_flags(Settings)
+    check_bounds(settings)
     policy = settings.policy()
     budget = settings.tokens_per_microbatch
     teacher = Teacher(Planner(0, **PLANNERS["mediocre"]), policy.chat)
     episodes = [e for rollout in run(map(play, settings.packs()), teacher) for e in rollout.episodes]
     turns = [sample for episode in episodes for sample in turns_of(episode)]
-    passes = {
-        "a sample for each turn": by_length(turns, budget),
-        "a sequence for each episode": by_length(episodes, budget),
-        "the same, common beginnings read once": micro_batches(episodes, budget, policy.prefix_limit),
+    batches = {
+        "a sample for each turn": whole(turns, budget, policy),
+        "a sequence for each episode": whole(episodes, budget, policy),
+        "the same, common beginnings read once": training_batches(episodes, budget, policy),
     }
     ways: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
-        name: functools.partial(padded, policy, batches) for name, batches in passes.items()
+        name: functools.partial(padded, policy, group) for name, group in batches.items()
     }
     ways["a sequence for each episode, packed without padding"] = functools.partial(packed, policy, episodes, budget)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -112,7 +118,7 @@ def main() -> None:
     first = next(iter(ways))
     total = sum(len(turn.ids) for turn in turns)
     for name, times in seconds.items():
-        tokens = sum(shared + sum(len(e.ids) - shared for e in batch) for batch, shared in passes.get(name, []))
+        tokens = sum(batch.n_tokens - batch.prefix * (len(batch.ids) - 1) for batch in batches.get(name, []))
         cosine = torch.cosine_similarity(gradients[first], gradients[name], dim=0)
         fewer = f"{total / tokens:.2f} times fewer tokens ({tokens}), " if tokens else ""
         print(f"  {name}: {fewer}{min(seconds[first]) / min(times):.2f} times as fast, cosine {cosine:.5f}")

@@ -2,6 +2,7 @@
 `training_batches` (batches.py).
 
 To touch: settings.py (a setting and its bounds), generate.py (how a token is sampled), chat.py (templates). Machinery:
-fast.py (a sampler with its own KV cache), probe.py (which sampler serves a model), batches.py (beginnings that
-sequences share), weights.py (merging, log-probabilities), processes.py (several GPUs), command_line.py, check.py.
+fast.py and row_cache.py (a sampler with its own KV cache), probe.py (which sampler serves a model), batches.py
+(beginnings that sequences share), weights.py (merging, log-probabilities), processes.py (several GPUs),
+command_line.py, check.py.
 """

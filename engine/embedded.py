@@ -13,8 +13,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from engine.chat import ChatFormat
-from environments.frozenlake.task import MOVES
 from environments.frozenlake.players import ACTIONS, Planner
+from environments.frozenlake.task import MOVES
 from envs import make_pack
 from rollout import Episode, play, run
 

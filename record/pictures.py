@@ -105,7 +105,9 @@ def report(folder: Path, config: Config, lines: list[dict]) -> None:
         key = f"success/{where}" if len(config.env_levels) > 1 else "success"
         history = [{**line, "success": line[key]} for line in lines if "eval" not in line]
         picture = folder / (f"curves-{env}-{level}.png" if config.envs else "curves.png")
-        title = f"{name_of(env)}, level {level}, {config.test_packs} packs\n{Path(config.model).name}, seed {config.seed}"
+        title = (
+            f"{name_of(env)}, level {level}, {config.test_packs} packs\n{Path(config.model).name}, seed {config.seed}"
+        )
         draw(records, picture, title, history)
         print(f"\n{where}: success on {config.test_packs} fresh packs, mean and 95 % interval")
         print(*filter(None, [table(records), gap_closed(records)]), sep="\n")

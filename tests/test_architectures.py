@@ -1,16 +1,11 @@
 """Models of many architectures, tiny and random, go the whole way of a training (benchmarks/architectures.py)."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import architectures
-import tiny_models
+from benchmarks.models import examine, page, tiny
 
 # type -> its sampler, and what it stands for
 TRAINS = {
@@ -38,32 +33,32 @@ TRAINS = {
 
 @pytest.fixture(autouse=True)
 def shorter(monkeypatch):
-    monkeypatch.setattr(architectures, "CHECK_REPLY", 6)
-    monkeypatch.setattr(architectures, "REPLY", 5)
-    monkeypatch.setattr(architectures, "CONVERSATIONS", [(90, [12]), (20, [3]), (2, [])])
+    monkeypatch.setattr(examine, "CHECK_REPLY", 6)
+    monkeypatch.setattr(examine, "REPLY", 5)
+    monkeypatch.setattr(examine, "CONVERSATIONS", [(90, [12]), (20, [3]), (2, [])])
 
 
 @pytest.mark.parametrize("name", TRAINS)
 def test_trains_as_it_samples(name):
-    found = architectures.outcome(name)
-    assert found["outcome"] == "trains", architectures.summary(found)
-    assert found["largest"] < architectures.TOLERANCE and found["reload"] < architectures.TOLERANCE
+    found = examine.outcome(name)
+    assert found["outcome"] == "trains", page.summary(found)
+    assert found["largest"] < examine.TOLERANCE and found["reload"] < examine.TOLERANCE
 
 
 def test_a_model_that_sees_later_tokens_is_refused():
-    found = architectures.outcome("BERT encoder")
-    assert found["outcome"] == "refused", architectures.summary(found)
+    found = examine.outcome("BERT encoder")
+    assert found["outcome"] == "refused", page.summary(found)
 
 
 def test_windows_of_tiny_models_are_outgrown_and_every_kind_of_layer_is_there():
-    config = tiny_models.tiny_config("gpt_oss", 473)
+    config = tiny.tiny_config("gpt_oss", 473)
     assert config.sliding_window == 16 and config.layer_types == ["sliding_attention", "full_attention"]
-    assert tiny_models.tiny_config("Qwen3-Next-80B-A3B", 473).layer_types[2:] == ["linear_attention", "full_attention"]
+    assert tiny.tiny_config("Qwen3-Next-80B-A3B", 473).layer_types[2:] == ["linear_attention", "full_attention"]
 
 
 def test_predictions_of_a_tiny_model_are_far_from_uniform():
     torch.manual_seed(0)
-    logp = tiny_models.build("qwen2", 473)(input_ids=torch.randint(473, (1, 50))).logits.log_softmax(dim=-1)
+    logp = tiny.build("qwen2", 473)(input_ids=torch.randint(473, (1, 50))).logits.log_softmax(dim=-1)
     assert 0.6 < -(logp.exp() * logp).sum(dim=-1).mean() / math.log(473) < 0.9
 
 
@@ -77,7 +72,7 @@ def test_the_report_counts_what_trains_and_says_why_others_do_not():
     }
     numbers = {"largest": 2e-6, "mean": 1e-7, "reload": 0.0, "merged": "tied", "seconds": 1.0}
     refused = {"type": "BERT encoder", "outcome": "refused", "reason": "it sees later tokens"}
-    text = architectures.report({"llama": trains | numbers, "BERT encoder": refused})
+    text = page.report({"llama": trains | numbers, "BERT encoder": refused})
     assert "| trains | 1 | 0 |" in text and "| refused, with the reason | 0 | 1 |" in text
     assert "| llama | generate: so | q_proj (9%) | 2e-06 | 1e-07 | 0e+00 | tied |" in text
     assert "| BERT encoder (bert) | it sees later tokens |" in text

@@ -1,16 +1,11 @@
 """benchmarks/decisions.py against players whose decisions are known."""
 
-import sys
-
 import pytest
-from doubles import REPO
 
+from benchmarks import decisions
 from environments.frozenlake.players import LakeRandom, Planner
 from envs import make_pack
 from rollout import play, run
-
-sys.path.insert(0, str(REPO / "benchmarks"))
-import decisions  # noqa: E402
 
 
 def tables(player):

@@ -6,23 +6,21 @@ would be waited for is counted, and what is asked of a value is answered with 1.
 
 import contextlib
 import random
-import sys
 from unittest import mock
 
 import pytest
 import torch
 from accelerate import Accelerator
-from doubles import REPO, new_conversations
+from doubles import new_conversations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path.insert(0, str(REPO / "benchmarks"))
-
-import shared  # noqa: E402
-
-import train  # noqa: E402
-from engine.draft import Draft  # noqa: E402
-from engine.policy import Policy  # noqa: E402
+import engine.build
+from benchmarks import shared
+from engine.draft import Draft
+from engine.policy import Policy
+from engine.settings import Config
+from train import training_step
 
 aten = torch.ops.aten
 MAY_CROSS = (aten.copy_.default, aten._to_copy.default)
@@ -61,7 +59,7 @@ class TwoDevices(TorchDispatchMode):
 
 @pytest.fixture
 def on_no_device(monkeypatch):
-    """A function that builds policy, optimiser and accelerator with a random model on the device without data."""
+    """A function that builds policy and optimiser with a random model on the device without data."""
     monkeypatch.setitem(shared.SHAPES, "small", (64, 2, 96, 8, True))
     # autocast knows real devices only
     monkeypatch.setattr(Policy, "precision", lambda self: contextlib.nullcontext())
@@ -69,9 +67,8 @@ def on_no_device(monkeypatch):
 
     def build(config, shape="small"):
         model, tokenizer = shared.random_model(shape, False, "meta")
-        with mock.patch.object(train, "load_model", return_value=(model.float(), tokenizer)):
-            accelerator = Accelerator(cpu=True)
-            return *train.build(config, accelerator), accelerator
+        with mock.patch.object(engine.build, "load_model", return_value=(model.float(), tokenizer)):
+            return engine.build.build(config, Accelerator(cpu=True))
 
     return build
 
@@ -85,19 +82,19 @@ def on_no_device(monkeypatch):
     ],
 )
 def test_a_training_step_stays_on_the_device_of_the_model(changes, on_no_device):
-    config = train.Config(pack_size=2, packs_per_step=4, group_size=2, max_reply_tokens=6, **changes)
+    config = Config(pack_size=2, packs_per_step=4, group_size=2, max_reply_tokens=6, **changes)
     with TwoDevices():
-        policy, optimizer, accelerator = on_no_device(config)
+        policy, optimizer = on_no_device(config)
         policy.sampler.block = 4  # as on a GPU
         policy.chat.text = lambda ids: "<answer>Direction 1</answer>"  # so that tasks have several turns
-        _, groups = train.training_step(policy, optimizer, config, accelerator, 0)
+        _, groups = training_step(policy, optimizer, config, 0)
     assert policy.device.type == "meta"
     assert any(len(episode.replies) > 2 for [rollout, _] in groups for episode in rollout.episodes)
 
 
 def test_sampling_waits_once_for_a_block_of_tokens_and_their_log_probabilities(on_no_device):
     with TwoDevices() as devices, torch.no_grad():
-        policy, _, _ = on_no_device(train.Config())
+        policy, _ = on_no_device(Config())
         policy.sampler.block = 4  # as on a GPU
         with policy.sampling():
             conversations = new_conversations("one", "another", "a third")
@@ -122,7 +119,7 @@ def test_mixing_devices_is_found():
 @pytest.mark.parametrize("shape, lr, checkpointing", [("small", 5e-3, False), ("Qwen3-0.6B", 2e-5, True)])
 def test_large_models_get_a_lower_learning_rate_and_gradient_checkpointing(shape, lr, checkpointing, on_no_device):
     with TwoDevices():
-        policy, optimizer, _ = on_no_device(train.Config(), shape)
-        _, given, _ = on_no_device(train.Config(lr=0.1), shape)
+        policy, optimizer = on_no_device(Config(), shape)
+        _, given = on_no_device(Config(lr=0.1), shape)
     assert (optimizer.defaults["lr"], given.defaults["lr"]) == (lr, 0.1)
     assert policy.decoder.gradient_checkpointing == checkpointing

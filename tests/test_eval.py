@@ -11,6 +11,7 @@ from typing import Literal
 
 import pytest
 import torch
+from players import PLAYERS
 
 import eval as script
 from engine.command_line import command_line, parse_flags
@@ -21,7 +22,6 @@ from engine.settings import flag
 from environments.frozenlake.players import LakeLearner, LakeRandom
 from envs import make_pack, players
 from eval import evaluate, load_policy, summarise
-from players import PLAYERS
 from record import pictures
 from record.pictures import draw, gap_closed, table
 from rollout import Episode, Penalties, Reply, Rollout, play, run

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: what becomes of parts that fail, run over or have nothing to do; the table."""
+"""benchmarks/gpu/run.py: what becomes of parts that fail, run over or have nothing to do; the table."""
 
 import os
 import subprocess
@@ -8,9 +8,7 @@ import time
 import pytest
 from doubles import REPO
 
-sys.path.insert(0, str(REPO / "benchmarks"))
-
-import gpu  # noqa: E402
+from benchmarks.gpu import run as gpu
 
 # starts a process that would go on
 CHILD = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']);"

@@ -21,8 +21,8 @@ from engine.embedded import build_model, drill, phrases
 from engine.errors import BadInput
 from engine.models import add_adapter, load_model
 from engine.policy import Policy
-from environments.frozenlake.task import MOVES
 from environments.frozenlake.players import LakeLearner, LakeRandom, Planner
+from environments.frozenlake.task import MOVES
 from envs import make_pack
 from imitate import (
     ImitateConfig,

@@ -12,12 +12,8 @@ from accelerate import Accelerator
 from doubles import REPO
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(REPO / "benchmarks"))
-
-import memory  # noqa: E402
-import shared  # noqa: E402
-
-import train  # noqa: E402
+import engine.build
+from benchmarks import memory, shared
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +33,13 @@ def profiled(config: memory.Settings) -> list[float]:
     """Bytes that training and rollouts take beyond what there is before, on real tensors."""
     accelerator = Accelerator(cpu=True)
     loaded = shared.random_model(config.model, config.load_in_4bit, accelerator.device)
-    with mock.patch.object(train, "load_model", return_value=loaded):
-        policy, optimizer = train.build(config, accelerator)
+    with mock.patch.object(engine.build, "load_model", return_value=loaded):
+        policy, optimizer = engine.build.build(config, accelerator)
     peaks = []
     for phase in (memory.train_phase, memory.rollout_phase):
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            phase(policy, optimizer, config, accelerator)
+            phase(policy, optimizer, config)
         events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
         now = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
@@ -58,10 +54,10 @@ def computed(config: memory.Settings) -> list[float]:
     starts = []
 
     def spy(phase):
-        def run(policy, optimizer, *rest):
+        def run(policy, optimizer, config):
             optimizer.param_groups[0]["foreach"] = False
             starts.append(counters[-1].now)
-            phase(policy, optimizer, *rest)
+            phase(policy, optimizer, config)
 
         return run
 

@@ -4,13 +4,9 @@ import random
 import sys
 
 import pytest
-from doubles import REPO
 
-sys.path.insert(0, str(REPO / "benchmarks"))
-
-import peer  # noqa: E402
-
-from engine.errors import BadInput  # noqa: E402
+from benchmarks import peer
+from engine.errors import BadInput
 
 
 @pytest.fixture(autouse=True)

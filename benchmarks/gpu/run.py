@@ -1,6 +1,6 @@
-"""The parts of gpu_parts.py one after the other, each in a process of its own and under a time limit of its own.
+"""The parts of part.py one after the other, each in a process of its own and under a time limit of its own.
 
-    python benchmarks/gpu.py [FOLDER]        what benchmarks/gpu.sh starts; docs/gpu.md says more
+    python benchmarks/gpu/run.py [FOLDER]    what benchmarks/gpu.sh starts; docs/gpu.md says more
 
 FOLDER gets a log for each part (both that measure rollouts share one), figures.jsonl with a line for each
 figure as soon as it is there, and at the end report.md. A part that fails, runs over its time or is skipped is named
@@ -195,7 +195,7 @@ def main() -> None:
     for name in ("GGUF", "RUN"):
         if os.environ.get(name) and not Path(os.environ[name]).is_file():
             sys.exit(f"error: {name}={os.environ[name]!r}: there is no such file")
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parent / "gpu-report").resolve()
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parents[1] / "gpu-report").resolve()
     if folder.exists() and not folder.is_dir():
         sys.exit(f"error: {folder}: is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ def main() -> None:
     print(f"{machine['device']}; into {folder}", flush=True)
 
     def command(part: Part, seconds: float) -> list[str]:
-        return [sys.executable, "-u", str(HERE / "gpu_parts.py"), part.name, str(folder), f"{seconds:.0f}"]
+        return [sys.executable, "-u", str(HERE / "part.py"), part.name, str(folder), f"{seconds:.0f}"]
 
     parts, total = PARTS, TOTAL
     if rehearsal:  # it is short by its sizes; that a machine is slow is not to make it fail
