@@ -11,7 +11,6 @@ from typing import Literal
 
 import pytest
 import torch
-from players import PLAYERS
 
 import eval as script
 from engine.command_line import command_line, parse_flags
@@ -20,7 +19,7 @@ from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
 from engine.settings import flag
 from environments.frozenlake.players import LakeLearner, LakeRandom
-from envs import make_pack, players
+from envs import make_pack
 from eval import evaluate, load_policy, summarise
 from record import pictures
 from record.pictures import draw, gap_closed, table
@@ -103,11 +102,6 @@ def test_evaluate_plays_the_packs_it_is_given():
         rollouts = run([play(pack.fresh(), Penalties(), hints) for pack in packs], LakeLearner())
         assert evaluate(LakeLearner(), "learner", packs, Penalties(), hints) == summarise("learner", rollouts)
         assert all(len(rollout.episodes) == (5 if hints else 3) for rollout in rollouts)
-
-
-def test_reference_players_are_those_that_play_the_environment():
-    assert {label: type(player) for label, player in players("frozenlake").items()} == PLAYERS["frozenlake"]
-    assert players("another") == {}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from doubles import Chatter, Script, message, tokens
-from journal import as_text, write_text
 
 from context import HINT_HEADING, NO_HINT_AVAILABLE, NO_HINTS_YET, UPDATE_SYSTEM
 from engine.errors import BadInput
 from environments.frozenlake.players import LakeLearner
 from environments.frozenlake.task import LAKE_LEVELS, FrozenLake, LakeMap
 from envs import Pack, Task, make_pack, players
+from record.files import write_text
+from record.metrics import as_text
 from rollout import Episode, Penalties, Reply, play, run
 
 # ---------------------------------------------------------------------------------------------------------
