@@ -131,9 +131,8 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
             observation, done = (TOO_LONG, True) if reply.context_full else task.step(reply.text)
             episode.messages.append({"role": "assistant", "content": encodable(reply.text)})
             episode.messages.append({"role": "user", "content": quote(observation)})
-        outcome, feedback = (
-            (0.0, TOO_LONG) if reply.context_full else (finite_reward(pack, position, task), task.feedback)
-        )
+        feedback = TOO_LONG if reply.context_full else task.feedback
+        outcome = 0.0 if reply.context_full else finite_reward(pack, position, task)
         episode.outcome, episode.broken_format = outcome, task.broken_format
         lengths = [reply.n_tokens for reply in episode.replies]
         episode.reward = penalties.solve_reward(outcome, lengths, task.max_turns)

@@ -100,15 +100,11 @@ def report(folder: Path, config: Config, lines: list[dict]) -> None:
         where = f"{name_of(env)}/{level}"
         records = [line["eval"] for line in lines if "eval" in line and line["eval"]["env"] == where]
         records = [record for record in records if record["label"] != "validation"]
-        if config.pack_size == 1:  # there are no hints that could be blanked
-            records = [record for record in records if record["label"] != "after, hints blanked"]
         key = f"success/{where}" if len(config.env_levels) > 1 else "success"
         history = [{**line, "success": line[key]} for line in lines if "eval" not in line]
         picture = folder / (f"curves-{env}-{level}.png" if config.envs else "curves.png")
-        title = (
-            f"{name_of(env)}, level {level}, {config.test_packs} packs\n{Path(config.model).name}, seed {config.seed}"
-        )
-        draw(records, picture, title, history)
+        title = f"{name_of(env)}, level {level}, {config.test_packs} packs"
+        draw(records, picture, f"{title}\n{Path(config.model).name}, seed {config.seed}", history)
         print(f"\n{where}: success on {config.test_packs} fresh packs, mean and 95 % interval")
         print(*filter(None, [table(records), gap_closed(records)]), sep="\n")
         print(f"written: {picture}")
