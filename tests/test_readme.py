@@ -68,5 +68,5 @@ def test_links_and_named_files_exist():
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
         for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|sh|yaml))`", text):
-            found = (REPO / name).exists() or any(REPO.glob(f"*/{name}")) or Path(name).name in named_blocks()
+            found = (REPO / name).exists() or any(REPO.rglob(name)) or Path(name).name in named_blocks()
             assert found or name.startswith("environments/guess"), (page.name, name)
