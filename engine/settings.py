@@ -14,6 +14,7 @@ from engine.errors import BadInput
 from envs import Pack, make_pack, name_of, whole
 from rollout import Penalties
 
+NOT_IN_NAMES = "env level envs seed name output resume check tracker test_packs".split()  # of run folders
 LARGEST_SEED = 2**32 - 1  # of numpy, which is seeded, too
 REPO = Path(__file__).resolve().parents[1]
 
@@ -207,8 +208,14 @@ class Config(Shared):
 
     @property
     def base_name(self) -> str:
-        """Name of the run folder, where none is given and no other run has it."""
-        return f"{'mixed' if self.envs else f'{name_of(self.env)}-{self.level}'}-seed{self.seed}"
+        """Name of the run folder, where none is given and no other run has it: what is played, which settings that
+        matter to the outcome are not the defaults, and the seed."""
+        played = "mixed" if self.envs else f"{name_of(self.env)}-{self.level}"
+        changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in NOT_IN_NAMES]
+        changed = [f for f in changed if not f.metadata["may_change"] or f.name in ("steps", "lr", "grad_clip")]
+        words = [f"{f.name}={Path(str(getattr(self, f.name))).name}" for f in changed]
+        name = re.sub(r"[^\w.=-]+", "_", "-".join([played, *words]))  # without spaces and the like
+        return f"{name[:120]}-seed{self.seed}"
 
 
 def with_whole_paths(config: Config) -> Config:

@@ -185,7 +185,8 @@ def mixed(tmp_path_factory):
     output = tmp_path_factory.mktemp("mixed")
     changes = {"envs": "frozenlake/tiny=2,frozenlake/train=1", "packs_per_step": 3, "steps": 2, "output": output}
     assert run_here(flags(**changes)) == 0
-    return output / "mixed-seed0"
+    [run] = output.iterdir()
+    return run
 
 
 def test_a_mixed_run_reports_every_environment_by_itself(mixed):
@@ -212,7 +213,7 @@ def test_every_environment_can_be_trained_on(tmp_path):
     envs = ",".join(f"{env}/{level}" for env, kind in ENVS.items() for level in kind.levels)
     sizes = {"steps": 2, "packs_per_step": 11, "test_packs": 1, "eval_every": 0, "max_reply_tokens": 24}
     assert run_here(flags(envs=envs, output=tmp_path, **sizes)) == 0
-    run = tmp_path / "mixed-seed0"
+    [run] = tmp_path.iterdir()
     for line in steps_of(run):
         assert {name.removeprefix("success/") for name in line if name.startswith("success/")} == set(envs.split(","))
         assert math.isfinite(line["loss"]) and line["tokens_trained"] > 0

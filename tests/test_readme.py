@@ -30,7 +30,6 @@ def test_the_environment_of_the_readme_can_be_trained_on(tmp_path):
     (tmp_path / "third").mkdir()
     argv = "--env ./guess.py --steps 2 --packs-per-step 1 --group-size 2 --pack-size 2 --test-packs 2 --eval-every 0"
     argv += " --max-reply-tokens 8 --output runs"
-    run = tmp_path / "runs" / "guess-tiny-seed0"
 
     def call(script, folder, *options):
         command = [sys.executable, REPO / script, *options]
@@ -39,13 +38,14 @@ def test_the_environment_of_the_readme_can_be_trained_on(tmp_path):
         return result.stdout
 
     assert "guess/tiny: success" in call("train.py", tmp_path, *argv.split(), "--model", REPO / "embedded-policy")
+    [run] = (tmp_path / "runs").iterdir()
     assert json.loads((run / "config.json").read_text())["env"] == str(tmp_path / "guess.py")
     assert {line["eval"]["env"] for line in metrics(run) if "eval" in line} == {"guess/tiny"}
     assert len(steps_of(run)) == 2
     call("train.py", tmp_path / "third", "--resume", run)
     call("eval.py", tmp_path / "third", "--policy", run, "--packs", "2")
     [written] = (tmp_path / "third" / "eval").iterdir()
-    assert written.name == "guess-tiny-seed0-on-guess-tiny-2"
+    assert written.name == f"{run.name}-on-guess-tiny-2"
 
 
 def test_readme_is_read_in_ten_minutes():

@@ -353,9 +353,7 @@ def test_rewards_are_numbers_of_any_kind(chat, reward):
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, None, "much", 10**400, 1j, np.zeros((9, 9))])
 def test_a_reward_that_is_no_finite_number_is_one_line(chat, reward):
-    with pytest.raises(
-        BadInput, match=r"^env='rewarding', level='train': position 1 of pack 5: .*finite"
-    ) as error:
+    with pytest.raises(BadInput, match=r"^env='rewarding', level='train': position 1 of pack 5: .*finite") as error:
         run([play(rewarding(reward))], Script(chat, ["a", "b", "c"]))
     assert "\n" not in str(error.value)
 

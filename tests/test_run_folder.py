@@ -42,6 +42,14 @@ def test_runs_without_a_name_are_numbered(tmp_path):
     assert names == ["frozenlake-tiny-seed1", "frozenlake-tiny-seed1-2", "frozenlake-tiny-seed1-3"]
 
 
+def test_names_of_runs_tell_ablations_apart():
+    changed = Config(lr=1e-3, credit="sum", model="models/Some-1B", lora_targets="q_proj, v_proj", eval_every=3, seed=2)
+    name = changed.base_name
+    assert name == "frozenlake-tiny-model=Some-1B-lora_targets=q_proj_v_proj-credit=sum-lr=0.001-seed2"
+    assert Config(kv_tokens=9, output="elsewhere").base_name == "frozenlake-tiny-seed0"  # another speed, the same run
+    assert Config(envs="alchemy", steps=7).base_name == "mixed-steps=7-seed0"
+
+
 def test_config_json_gives_the_settings_back(eventful):
     settings = {**SMALL, **EVENTFUL, "output": str(eventful.parent), "name": "eventful"}
     assert Config(**json.loads((eventful / "config.json").read_text())) == Config(**settings)
