@@ -25,6 +25,8 @@ def command_line(main: Callable[[], None]) -> None:
         main()
     except (BadInput, OSError) as error:
         sys.exit(f"error: {error}")
+    except UnicodeEncodeError as error:  # the name of a file, where the locale is not UTF-8
+        sys.exit(f"error: {error.object!r}: {first_line(error)}; set PYTHONUTF8=1")
     except torch.OutOfMemoryError as error:
         sys.exit(f"error: {first_line(error)} Lower --kv-tokens or --tokens-per-microbatch.")
     except KeyboardInterrupt:

@@ -188,7 +188,7 @@ class Config(Shared):
         episodes = rollouts * (2 * self.pack_size - 1)
         if self.updates_per_batch > episodes:
             raise BadInput(f"updates_per_batch={self.updates_per_batch}: a batch has {episodes} episodes only")
-        if self.name and (self.name in (".", "..") or set("/\\") & set(self.name) or not self.name.isprintable()):
+        if self.name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f\x85\u2028\u2029]", self.name):
             raise BadInput(f"name={self.name!r}: must be the name of a folder, without slashes and line breaks")
         if Path(self.output).is_file():
             raise BadInput(f"output={self.output!r}: is a file; name a folder")

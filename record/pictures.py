@@ -50,6 +50,11 @@ def gap_closed(records: list[dict]) -> str:
     return "\n".join(sorted(lines))
 
 
+def drawable(text: str) -> str:
+    """Text as a picture takes it: names of files in UTF-8 whatever the locale is, and dollars that begin no formula."""
+    return text.encode(errors="surrogateescape").decode(errors="replace").replace("$", r"\$")
+
+
 def draw_positions(axis, records: list[dict]) -> None:
     """Success by position, one line a record, their points side by side."""
     for number, record in enumerate(records):
@@ -58,7 +63,8 @@ def draw_positions(axis, records: list[dict]) -> None:
         aside = 0.04 * (number - (len(records) - 1) / 2)
         at = [position + aside for position in range(len(mean))]
         bars = torch.stack([mean - low, high - mean]).clamp(min=0)  # [2, S]
-        axis.errorbar(at, mean, bars, label=record["label"], color=colour, linestyle=line, marker="o", capsize=3)
+        options = {"label": drawable(record["label"]), "color": colour, "linestyle": line}
+        axis.errorbar(at, mean, bars, **options, marker="o", capsize=3)
     size = len(records[0]["success"])
     axis.set(xlabel="position in the pack", ylabel="success", ylim=(-0.03, 1.03), xlim=(-0.4, size - 0.6))
     axis.set_xticks(range(size))
@@ -68,14 +74,17 @@ def draw_training(axis, history: list[dict]) -> None:
     """Success of training rollouts by position over training steps, with the shares of replies and hints that could
     not be read."""
     steps, size = [h["step"] for h in history], len(history[0]["success"])
+    marker = "o" if len(steps) == 1 else ""  # a single step makes no line
     for j in range(size):
         shade = plt.cm.viridis(0.85 * (1 - j / max(1, size - 1)))
-        axis.plot(steps, [h["success"][j] for h in history], color=shade, label=f"position {j}")
+        axis.plot(steps, [h["success"][j] for h in history], marker=marker, color=shade, label=f"position {j}")
     for name, line in (("broken_format", "--"), ("broken_hint", ":")):
         if name == "broken_format" or size > 1:  # without hints none can be broken
-            axis.plot(steps, [h[name] for h in history], line, color="tab:red", label=name.replace("_", " "))
+            axis.plot(
+                steps, [h[name] for h in history], line, marker=marker, color="tab:red", label=name.replace("_", " ")
+            )
     axis.set(xlabel="training step", ylabel="success; share of broken replies", ylim=(-0.03, 1.03))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_title("training rollouts")
 
 
@@ -83,7 +92,7 @@ def draw(records: list[dict], path: Path, title: str, history: list[dict] | None
     """Success by position; with `history` (metrics of training steps) also over training."""
     figure, axes = plt.subplots(1, 2 if history else 1, figsize=(10 if history else 5.5, 4.6), squeeze=False)
     draw_positions(axes[0, 0], records)
-    axes[0, 0].set_title(title, fontsize=10)
+    axes[0, 0].set_title(drawable(title), fontsize=10)
     if history:
         draw_training(axes[0, 1], history)
     for axis in axes[0]:

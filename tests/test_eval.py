@@ -1,23 +1,23 @@
-"""eval.py: the numbers in a record, the table and the picture, settings from flags and files, and its command line."""
+"""eval.py: the numbers in a record, the table and the picture, and its command line."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 
 import eval as script
-from engine.command_line import command_line, parse_flags
+from engine.build import check_window
+from engine.command_line import command_line
 from engine.errors import BadInput
 from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
-from engine.settings import flag
+from engine.settings import Config
 from environments.frozenlake.players import LakeLearner, LakeRandom
 from envs import make_pack
 from eval import evaluate, load_policy, summarise
@@ -130,6 +130,22 @@ def test_table_has_a_line_for_each_record():
     assert "0.15 [ 0.10, 0.20]   0.40 [ 0.35, 0.45]   0.25 [-0.25, 0.50]" in table(records, "reward")
 
 
+def test_table_of_packs_of_one_task_has_no_gap():
+    header, *lines = table([record_of("mine", 0.25), record_of("random", 0.5)]).split("\n")
+    assert header.split() == ["position", "0"]
+    assert lines == ["mine     0.25 [ 0.20, 0.30]", "random   0.50 [ 0.45, 0.55]"]
+
+
+@pytest.mark.parametrize("title", ["costs $x$", "$\\frac$", "l\udcc3\udca4ufer", "läufer\nseed 0"])
+def test_picture_takes_names_of_any_kind(title, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures.plt, "close", figures.append)
+    draw([record_of(title, 0.25, 0.5)], tmp_path / "picture.png", title)
+    drawn = figures[0].axes[0].get_title()
+    assert drawn.replace(r"\$", "$") == ("läufer" if "\udcc3" in title else title)
+    assert figures[0].axes[0].get_legend_handles_labels()[1] == [drawn]
+
+
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch):
     figures = []
@@ -165,119 +181,6 @@ def test_picture_shows_every_record_and_the_history(steps, tmp_path, monkeypatch
         expected |= {"broken format": [0.2] * steps, "broken hint": [h["broken_hint"] for h in history]}
         assert {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()} == expected
         assert all(list(line.get_xdata()) == [h["step"] for h in history] for line in axis.get_lines())
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Settings
-
-
-@dataclass(frozen=True)
-class Settings:
-    name: str = flag("x", "a text")
-    count: int = flag(3, "a number of things")
-    big_rate: float = flag(0.5, "a rate")
-    loud: bool = flag(False, "a switch")
-    mode: Literal["slow", "fast"] = flag("slow", "a choice")
-
-
-FILES = {
-    "a.yaml": "count: 5\nbig_rate: 1e-3\nloud: true\nname: some text\n",
-    "a.yml": "mode: fast\n",
-    "a.json": '{"count": 7, "loud": false, "mode": "fast"}',
-    "typo.yaml": "count: 5\nbig_rat: 2\n",
-    "hyphens.yaml": "big-rate: 2\ncount: null\nname:\n",
-    "text.yaml": "just text\n",
-    "empty.yaml": "",
-    "broken.yaml": "count: [1, 2\nname: {",
-    "value.yaml": "count: many\n",
-    "choice.json": '{"mode": "medium"}',
-    "binary.yaml": b"\xff\xfe\x00\x01",
-}
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    for name, content in FILES.items():
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("argv", "changed"),
-    [
-        ([], {}),
-        (["--count", "-4", "--big_rate", "0.25"], {"count": -4, "big_rate": 0.25}),
-        (["--big-rate=2", "--loud", "--mode", "fast"], {"big_rate": 2.0, "loud": True, "mode": "fast"}),
-        (["--loud", "false", "--name", ""], {"name": ""}),
-        (["a.yaml"], {"count": 5, "big_rate": 0.001, "loud": True, "name": "some text"}),
-        (["a.yml"], {"mode": "fast"}),
-        (["empty.yaml"], {}),
-        (["hyphens.yaml"], {"big_rate": 2.0}),
-        (["a.json"], {"count": 7, "mode": "fast"}),
-        (
-            ["a.yaml", "--count", "6", "--loud", "no"],
-            {"count": 6, "big_rate": 0.001, "loud": False, "name": "some text"},
-        ),
-    ],
-)
-def test_settings_come_from_the_file_and_flags_win(argv, changed, files):
-    assert parse_flags(Settings, argv) == Settings(**changed)
-
-
-def test_settings_come_from_the_command_line(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["script.py", "--count", "9"])
-    assert parse_flags(Settings) == Settings(count=9)
-
-
-@pytest.mark.parametrize(
-    ("argv", "named"),
-    [
-        (["--size", "3"], ["--size", "3"]),
-        (["--coun", "3"], ["--coun", "3"]),  # no abbreviations
-        (["stray"], ["stray"]),
-        (["--count", "many"], ["--count", "many"]),
-        (["--count", "1.5"], ["--count", "1.5"]),
-        (["--count"], ["--count"]),
-        (["--big-rate", "fast"], ["rate", "fast"]),
-        (["--loud", "maybe"], ["--loud", "maybe"]),
-        (["--mode", "medium"], ["--mode", "medium", "slow", "fast"]),
-        (["value.yaml"], ["count", "many"]),
-        (["choice.json"], ["mode", "medium", "slow", "fast"]),
-        (["text.yaml"], ["text.yaml, line 1", "settings by name"]),
-        (["broken.yaml"], ["broken.yaml"]),
-        (["typo.yaml"], ["typo.yaml", "'big_rat'"]),
-        (["binary.yaml"], ["binary.yaml"]),
-    ],
-)
-def test_bad_settings_are_named_in_one_line(argv, named, files):
-    with pytest.raises(BadInput) as raised:
-        parse_flags(Settings, argv)
-    assert all(part in str(raised.value) for part in named) and "\n" not in str(raised.value)
-
-
-def test_missing_settings_file_is_an_error_of_one_line(files):
-    with pytest.raises(SystemExit) as raised:
-        command_line(lambda: parse_flags(Settings, ["nowhere.yaml"]))
-    assert raised.value.code.startswith("error: ") and "nowhere.yaml" in raised.value.code
-
-
-def test_an_interrupt_ends_without_a_traceback():
-    def interrupted():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as raised:
-        command_line(interrupted)
-    assert raised.value.code == 130
-
-
-def test_bugs_are_not_hidden():
-    """Only what the user can mend becomes one line."""
-
-    def buggy():
-        raise KeyError("a bug")
-
-    with pytest.raises(KeyError):
-        command_line(buggy)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -408,6 +311,10 @@ BAD = {
     "empty packs": (["--policy", "random", "--pack-size", "0"], ["pack_size=0"]),
     "no temperature": (["--policy", "random", "--temperature", "-1"], ["temperature=-1.0"]),
     "temperature is no number": (["--policy", "random", "--temperature", "nan"], ["temperature=nan"]),
+    "penalty is no number": (["--policy", "random", "--length-penalty", "nan"], ["length_penalty=nan", "finite"]),
+    "negative penalty": (["--policy", "random", "--length-penalty", "-0.1"], ["length_penalty=-0.1", "at least 0"]),
+    "huge packs": (["--policy", "random", "--pack-size", "999999999"], ["pack_size=999999999", "below 10,000"]),
+    "seed beyond 32 bits": (["--policy", "random", "--seed", "4294967296"], ["seed=4294967296", "below 4,294,967,296"]),
     "no tokens": (["--policy", "random", "--max-reply-tokens", "0"], ["max_reply_tokens=0"]),
     "no rollouts": (["--policy", "random", "--rollouts-at-once", "-3"], ["rollouts_at_once=-3"]),
     "unknown flag": (["--policy", "random", "--size", "3"], ["--size"]),
@@ -436,6 +343,23 @@ def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     assert all(part in line for part in named)
     assert capsys.readouterr() == ("", "")
     assert (tmp_path / "a-file").read_text() == "kept" and not (tmp_path / "eval").exists()
+
+
+def test_replies_that_cannot_fit_into_the_model_are_refused(model_folder, tmp_path, monkeypatch):
+    """As in training; without hints there is more room."""
+    argv = ["--policy", model_folder, "--output", tmp_path / "new", "--packs", 1, "--pack-size", 2]
+    most = {}
+    for context in ("own", "none"):
+        with pytest.raises(SystemExit) as raised:
+            call(monkeypatch, *argv, "--context", context, "--max-reply-tokens", 4000)
+        assert raised.value.code.startswith("error: max_reply_tokens=4000: ") and "\n" not in raised.value.code
+        most[context] = int(re.search(r"at most (\d+) fit", raised.value.code)[1])
+        assert not (tmp_path / "new").exists()
+    assert 0 < most["own"] < most["none"] < 8192
+    policy = load_policy(script.EvalConfig(policy=str(model_folder)))
+    check_window(policy, Config(pack_size=2, max_reply_tokens=most["own"]))  # what training takes, too
+    with pytest.raises(BadInput, match=f"at most {most['own']} fit"):
+        check_window(policy, Config(pack_size=2, max_reply_tokens=most["own"] + 1))
 
 
 def test_out_of_memory_is_one_line_that_says_what_to_lower(tmp_path, monkeypatch):
@@ -541,3 +465,4 @@ def test_share_of_the_gap_from_random_player_to_learner():
     # (0.3 - 0.2) / (0.6 - 0.2), (1 - 0.2) / (1 - 0.2), and no gap at all
     assert gap_closed(records) == "mine: closes 25% 100% - of the gap from random to learner, by position"
     assert gap_closed(records[1:]) == ""
+    assert gap_closed([record_of("random", 0.2), record_of("learner", 0.3), record_of("mine", 0.3)]) == ""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from unittest import mock
@@ -17,6 +18,7 @@ from engine import processes
 from engine.command_line import parse_flags
 from engine.settings import Config
 from envs import players
+from record import pictures
 from record.files import VALIDATION_SEEDS, new_folder
 from record.metrics import as_text
 
@@ -183,3 +185,54 @@ def test_a_tracker_gets_every_number_of_steps_and_evaluations(tmp_path, monkeypa
         else:
             assert values["success/1"] == line["success"][1] and values["loss"] == line["loss"]
         assert all(isinstance(value, (int, float)) for value in values.values())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Packs of one task; other locales
+
+
+def test_task_by_task_training_has_nothing_to_say_about_hints(tmp_path, capsys, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures.plt, "close", figures.append)
+    assert run_here(flags(output=tmp_path, name="a", pack_size=1, steps=1)) == 0
+    labels = ["before training", "after training", *players("frozenlake")]
+    assert [line["eval"]["label"] for line in metrics(tmp_path / "a") if "eval" in line] == labels
+    out = capsys.readouterr().out.split("interval\n")[1].splitlines()
+    assert out[0].split() == ["position", "0"]
+    assert [line.split("  ")[0] for line in out[1 : 1 + len(labels)]] == labels
+    assert all(re.fullmatch(r" +-?\d\.\d\d \[ *\S+, *\S+\]", line[len(max(labels, key=len)) :]) for line in out[1:6])
+    assert out[6].startswith("written: ")
+    [figure] = figures
+    positions, training = figure.axes
+    assert positions.get_legend_handles_labels()[1] == labels
+    assert training.get_legend_handles_labels()[1] == ["position 0", "broken format"]
+    assert all(line.get_marker() == "o" for line in training.get_lines())  # or a single step would not be seen
+    assert [at for at in training.get_xticks() if 0.5 < at < 1.5] == [1]
+
+
+def test_names_beyond_ascii_in_any_locale(start_process, tmp_path):
+    """What is read and written is UTF-8; the name of a file is what the system says it is."""
+    locale = {k: v for k, v in os.environ.items() if not k.startswith("LC_")}
+    locale |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    settings = tmp_path / "größer.yaml"
+    settings.write_text(f"# größer\noutput: {tmp_path}\n", encoding="utf-8")
+    argv = flags(name="läufer", steps=1, eval_every=0, pack_size=1)
+    run = tmp_path / "läufer"
+    for script, options in (("train.py", [settings, *argv]), ("train.py", ["--resume", run])):
+        process = start_process(options, script=script, env=locale)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    process = start_process(["--policy", run, "--packs", "2", "--output", tmp_path / "à"], script="eval.py", env=locale)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert (run / "curves.png").exists() and (tmp_path / "à" / "eval.png").exists()
+    assert len(steps_of(run)) == 1 and run_here(["--resume", run]) == 0
+
+
+def test_a_name_that_the_locale_cannot_write_ends_in_one_line(start_process, tmp_path):
+    locale = {k: v for k, v in os.environ.items() if not k.startswith("LC_")} | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    (tmp_path / "s.yaml").write_text(f"name: läufer\noutput: {tmp_path}\n", encoding="utf-8")
+    process = start_process([tmp_path / "s.yaml", *flags()], env=locale)
+    _, err = process.communicate()
+    assert_one_line(err.removesuffix("\n"), "PYTHONUTF8=1")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
