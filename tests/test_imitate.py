@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import context
 import imitate as script
 from context import NO_HINTS_YET
+from engine import embedded
 from engine.batches import pad_batch
 from engine.chat import ChatFormat
 from engine.command_line import command_line
@@ -33,7 +35,7 @@ from imitate import (
     rise_and_fall,
     sample_packs,
 )
-from rollout import play, run
+from rollout import Penalties, play, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -424,3 +426,13 @@ def test_adapter_of_a_warm_start_leaves_the_output_head_alone(model_folder):
     model = add_adapter(load_model(str(model_folder))[0], script.Lora(2, 4))
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_a_model_built_for_other_prompts_is_warned_about(tmp_path, monkeypatch):
+    (tmp_path / "fingerprint.txt").write_text(embedded.fingerprint() + "\n")
+    assert embedded.warning(tmp_path) == "" and embedded.warning(tmp_path / "another") == ""
+    assert embedded.warning(REPO / "embedded-policy") == ""
+    monkeypatch.setattr(Penalties, "solve_reward", lambda *_: 0.125)  # rewards are no part of the text
+    assert embedded.warning(tmp_path) == ""
+    monkeypatch.setattr(context, "UPDATE_REQUEST", "### Hints, please")
+    assert "python imitate.py --output" in embedded.warning(tmp_path)
