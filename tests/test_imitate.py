@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from doubles import REPO
 
 import context
 import imitate as script
