@@ -387,20 +387,30 @@ def test_help_names_every_flag(monkeypatch, capsys):
     assert all(f"--{name}" in out for name in vars(script.EvalConfig()))
 
 
+def played_packs(monkeypatch):
+    """A list that gets every pack that is evaluated on."""
+    packs, evaluate = [], script.evaluate
+
+    def watched(policy, label, given, *rest, **options):
+        packs.extend(given)
+        return evaluate(policy, label, given, *rest, **options)
+
+    monkeypatch.setattr(script, "evaluate", watched)
+    return packs
+
+
 def test_run_is_evaluated_on_its_own_level_unless_told_otherwise(run_folder, tmp_path, monkeypatch, capsys):
-    made = []
-    original = script.make_pack
-    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    made = played_packs(monkeypatch)
     options = ["--policy", run_folder, "--packs", 2, "--pack-size", 2, "--max-reply-tokens", 5, "--output", tmp_path]
     call(monkeypatch, *options, "--seed", 3)
-    assert {arguments[3] for arguments in made} == {"train"}
-    assert {arguments[1] for arguments in made} == {6, 7}  # the packs of other seeds are others
+    assert {pack.level for pack in made} == {"train"}
+    assert {pack.seed for pack in made} == {6, 7}  # the packs of other seeds are others
     saved = results(tmp_path)
     assert [record["label"] for record in saved["records"]] == ["a-run", "random", "informed", "learner"]
     assert saved["records"][0]["truncated"] > 0 and "truncated" in capsys.readouterr().out
     made.clear()
     call(monkeypatch, *options, "--level", "tiny")
-    assert {arguments[3] for arguments in made} == {"tiny"}
+    assert {pack.level for pack in made} == {"tiny"}
     assert results(tmp_path)["config"]["level"] == "tiny"
 
 
@@ -448,11 +458,9 @@ def test_hints_can_be_blanked(tmp_path, monkeypatch):
 
 
 def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
-    made = []
-    original = script.make_pack
-    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    made = played_packs(monkeypatch)
     call(monkeypatch, "--policy", "random", "--packs", 2, "--ralph", "--output", tmp_path)
-    assert [arguments[4] for arguments in made] == [True] * 2
+    assert len(made) == 3 * 2 and all(pack.ralph for pack in made)  # three players
 
 
 def test_length_penalty_is_in_the_reward_only(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import imitate as script
 from context import NO_HINTS_YET
@@ -327,6 +328,26 @@ def test_interrupted_warm_start_goes_on_exactly(rank, model_folder, tmp_path, mo
     assert not partial.exists()
     expected, got = weights(tmp_path / "whole")[2], weights(output)[2]
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_full_disk_leaves_no_half_a_model(model_folder, tmp_path, monkeypatch):
+    """The steps that are behind it are kept, and the same line goes on from them."""
+    options = ["--model", model_folder, "--steps", 2, "--packs-per-step", 1, "--pack-size", 1]
+    options += ["--output", tmp_path / "new"]
+    monkeypatch.setattr(script, "SAVE_EVERY", 1)
+
+    def full(model, folder, **settings):
+        (Path(folder) / "config.json").write_text("{", encoding="utf-8")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(SystemExit) as raised:
+            call(patch, *options)
+    assert raised.value.code.startswith(f"error: {tmp_path / 'new'}: could not be written (")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.partial"]
+    call(monkeypatch, *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_partial_that_cannot_be_read_is_refused_in_one_line(model_folder, tmp_path, monkeypatch):
