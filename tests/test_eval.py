@@ -204,8 +204,8 @@ def run_folder(model_folder, tmp_path_factory):
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder / "adapter")
     settings = {"model": str(model_folder), "env": "frozenlake", "level": "train"}
-    (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "metrics.jsonl").write_text("")
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("", encoding="utf-8")
     return folder
 
 
@@ -252,8 +252,8 @@ with torch.no_grad():
 def test_adapter_and_merged_model_load_without_this_project(in_4_bits, run_folder, model_folder, tmp_path, monkeypatch):
     """What was trained beside weights in 4 bits is merged into the weights as they were before."""
     run_folder = shutil.copytree(run_folder, tmp_path / "run")
-    settings = json.loads((run_folder / "config.json").read_text()) | {"load_in_4bit": in_4_bits}
-    (run_folder / "config.json").write_text(json.dumps(settings))
+    settings = json.loads((run_folder / "config.json").read_text(encoding="utf-8")) | {"load_in_4bit": in_4_bits}
+    (run_folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     call(monkeypatch, "--policy", run_folder, "--merge-to", tmp_path / "merged")
     command = [sys.executable, "-c", OUTSIDE, model_folder, run_folder / "adapter", tmp_path / "merged"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -275,7 +275,7 @@ def call(monkeypatch, *argv):
 
 def results(folder):
     assert (folder / "eval.png").read_bytes().startswith(b"\x89PNG")
-    return json.loads((folder / "eval.json").read_text())
+    return json.loads((folder / "eval.json").read_text(encoding="utf-8"))
 
 
 def start(*argv, cwd):
@@ -336,19 +336,19 @@ BAD = {
 )
 def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a-file").write_text("kept")
+    (tmp_path / "a-file").write_text("kept", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     for name, config in (("unfinished", '{"model": "x"}'), ("broken", "{")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(config)
-        (tmp_path / name / "metrics.jsonl").write_text("")
+        (tmp_path / name / "config.json").write_text(config, encoding="utf-8")
+        (tmp_path / name / "metrics.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(SystemExit) as raised:
         call(monkeypatch, *argv)
     line = raised.value.code  # what Python prints to stderr, with exit code 1
     assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
     assert all(part in line for part in named)
     assert capsys.readouterr() == ("", "")
-    assert (tmp_path / "a-file").read_text() == "kept" and not (tmp_path / "eval").exists()
+    assert (tmp_path / "a-file").read_text(encoding="utf-8") == "kept" and not (tmp_path / "eval").exists()
 
 
 def test_replies_that_cannot_fit_into_the_model_are_refused(model_folder, tmp_path, monkeypatch):
@@ -419,13 +419,13 @@ def test_run_is_played_as_it_was_trained_unless_told_otherwise(run_folder, tmp_p
     of_the_run = {"pack_size": 3, "ralph": True, "temperature": 0.5, "max_reply_tokens": 5, "rollouts_at_once": 2}
     of_the_run |= {"dtype": "bfloat16", "length_penalty": 0.3, "length_lo": 1.0, "length_hi": 2.0}
     others = {"seed": 7, "output": "elsewhere", "name": "x", "steps": 3}
-    settings = json.loads((run / "config.json").read_text()) | of_the_run | others
-    (run / "config.json").write_text(json.dumps(settings))
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8")) | of_the_run | others
+    (run / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     call(monkeypatch, "--policy", run, "--packs", 2)
     config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-3")["config"]
     assert config == config | of_the_run | {"env": "frozenlake", "level": "train", "seed": 0, "packs": 2}
-    (tmp_path / "s.yaml").write_text("temperature: 0.7\npack-size: 2\n")
+    (tmp_path / "s.yaml").write_text("temperature: 0.7\npack-size: 2\n", encoding="utf-8")
     call(
         monkeypatch, "s.yaml", "--policy", run, "--packs", 2, "--pack-size", 1, "--ralph", "false", "--context", "none"
     )

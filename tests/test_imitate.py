@@ -415,7 +415,7 @@ BAD = {
 def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "file").write_text("kept")
+    (tmp_path / "folder" / "file").write_text("kept", encoding="utf-8")
     monkeypatch.setattr(script, "build_embedded", None)  # none of this may get so far
     with pytest.raises(SystemExit) as raised:
         call(monkeypatch, *argv)
@@ -423,7 +423,7 @@ def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
     assert all(part in line for part in named)
     assert capsys.readouterr() == ("", "")
-    assert not (tmp_path / "new").exists() and (tmp_path / "folder" / "file").read_text() == "kept"
+    assert not (tmp_path / "new").exists() and (tmp_path / "folder" / "file").read_text(encoding="utf-8") == "kept"
 
 
 def test_unknown_player_from_the_shell(tmp_path):

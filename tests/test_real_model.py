@@ -101,7 +101,7 @@ def test_two_training_steps_run_on_the_warm_model(warm, tmp_path):
     # warmer than usual, so that rollouts of a group differ in their rewards: without that there is no gradient
     run_main(train.main, f"--model {warm} {size} {little} --temperature 1.2 --lr 1e-4 --output {tmp_path} --name a")
     folder = tmp_path / "a"
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "eval" not in line]
     assert [line["step"] for line in steps] == [1, 2]
     for line in steps:
