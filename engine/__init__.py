@@ -3,6 +3,6 @@
 
 To touch: settings.py (a setting and its bounds), generate.py (how a token is sampled), chat.py (templates). Machinery:
 fast.py and row_cache.py (a sampler with its own KV cache), probe.py (which sampler serves a model), batches.py
-(beginnings that sequences share), weights.py (merging, log-probabilities), processes.py (several GPUs),
-command_line.py, check.py.
+(beginnings that sequences share), weights.py (merging, log-probabilities), processes.py (several GPUs), start.py
+(before torch is imported), command_line.py, build.py, check.py.
 """

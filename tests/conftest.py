@@ -16,6 +16,7 @@ os.environ["GOMP_SPINCOUNT"] = "1000"  # as engine/start.py does
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on every machine the same results
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -132,7 +133,9 @@ def start_process():
 
     yield start
     for process in started:
-        process.kill()
+        if process.poll() is None:
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:  # a launcher's workers, too
+                each.kill()
         process.communicate()
 
 

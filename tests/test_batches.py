@@ -75,7 +75,7 @@ def episode_of(ids, sampled):
     return episode
 
 
-def test_families_by_hand(monkeypatch):
+def test_prefix_groups_by_hand(monkeypatch):
     """What is prefix ends before the token that the first sampled one is predicted from."""
     monkeypatch.setattr(batching, "PASS", 1)
 
@@ -106,7 +106,7 @@ def ranges(items):
     prompts=st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=8), min_size=1, max_size=7),
     cost=st.integers(0, 5),
 )
-def test_families_are_the_cheapest_ranges(prompts, cost):
+def test_prefix_groups_are_the_cheapest_ranges(prompts, cost):
     """Against all ways to cut the episodes into ranges, in the order of their tokens."""
     episodes = [episode_of([*prompt, 7, 7, 7], {len(prompt) + 1}) for prompt in prompts]
 

@@ -21,7 +21,7 @@ def test_config(file):
     config = parse_flags(Config, [str(file)])
     config.validate()
     defaults = dataclasses.asdict(Config())
-    named = yaml.safe_load(file.read_text())
+    named = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert named == {name: dataclasses.asdict(config)[name] for name in named}, "a value was converted"
     assert not [name for name, value in named.items() if value == defaults[name]], "these are defaults already"
     assert {"model", "level", "lr", "kv_tokens"} < set(named)

@@ -54,9 +54,9 @@ DAMAGES = {
     "missing optimiser": lambda folder: (folder / "optimizer.bin").unlink(),
     "truncated random states": lambda folder: truncate(folder / "random_states_0.pkl"),
     "missing random states": lambda folder: (folder / "random_states_0.pkl").unlink(),
-    "broken state.json": lambda folder: (folder / "state.json").write_text('{"step": 4, '),
-    "state.json without a step": lambda folder: (folder / "state.json").write_text("{}"),
-    "state.json that is a list": lambda folder: (folder / "state.json").write_text("[]"),
+    "broken state.json": lambda folder: (folder / "state.json").write_text('{"step": 4, ', encoding="utf-8"),
+    "state.json without a step": lambda folder: (folder / "state.json").write_text("{}", encoding="utf-8"),
+    "state.json that is a list": lambda folder: (folder / "state.json").write_text("[]", encoding="utf-8"),
     "state.json without checksums": lambda folder: change_state(folder, files=None),
     "a file too many": lambda folder: (folder / "more").touch(),
     "a negative step": lambda folder: change_state(folder, step=-1),
@@ -76,11 +76,11 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_named_and_nothing_else_is_touched(damage, broken):
     newest = broken / "checkpoints" / "step_000004"
     damage(newest)
-    before = (broken / "metrics.jsonl").read_text()
+    before = (broken / "metrics.jsonl").read_text(encoding="utf-8")
     message = run_here(["--resume", broken])
     assert isinstance(message, str), "the run went on as if nothing were wrong"
     assert_one_line(message, str(newest), "cannot be read", "delete it")
-    assert (broken / "metrics.jsonl").read_text() == before
+    assert (broken / "metrics.jsonl").read_text(encoding="utf-8") == before
 
 
 def test_a_byte_that_was_changed_in_any_file_of_a_checkpoint_is_noticed(broken):
@@ -133,8 +133,8 @@ def test_only_the_last_two_checkpoints_are_kept(plain):
 
 
 def test_metrics_that_are_shorter_than_the_checkpoint_says_are_refused(broken):
-    lines = (broken / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (broken / "metrics.jsonl").write_text("".join(lines[:2]))
+    lines = (broken / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (broken / "metrics.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
     assert_one_line(run_here(["--resume", broken]), "metrics.jsonl", "2 lines")
 
 

@@ -198,8 +198,8 @@ def run_folder(model_folder, tmp_path_factory):
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder / "adapter")
     settings = {"model": str(model_folder), "env": "frozenlake", "level": "train"}
-    (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "metrics.jsonl").write_text("")
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("", encoding="utf-8")
     return folder
 
 
@@ -246,8 +246,8 @@ with torch.no_grad():
 def test_adapter_and_merged_model_load_without_this_project(in_4_bits, run_folder, model_folder, tmp_path, monkeypatch):
     """What was trained beside weights in 4 bits is merged into the weights as they were before."""
     run_folder = shutil.copytree(run_folder, tmp_path / "run")
-    settings = json.loads((run_folder / "config.json").read_text()) | {"load_in_4bit": in_4_bits}
-    (run_folder / "config.json").write_text(json.dumps(settings))
+    settings = json.loads((run_folder / "config.json").read_text(encoding="utf-8")) | {"load_in_4bit": in_4_bits}
+    (run_folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     call(monkeypatch, "--policy", run_folder, "--merge-to", tmp_path / "merged")
     command = [sys.executable, "-c", OUTSIDE, model_folder, run_folder / "adapter", tmp_path / "merged"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -269,7 +269,7 @@ def call(monkeypatch, *argv):
 
 def results(folder):
     assert (folder / "eval.png").read_bytes().startswith(b"\x89PNG")
-    return json.loads((folder / "eval.json").read_text())
+    return json.loads((folder / "eval.json").read_text(encoding="utf-8"))
 
 
 def start(*argv, cwd):
@@ -330,19 +330,19 @@ BAD = {
 )
 def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a-file").write_text("kept")
+    (tmp_path / "a-file").write_text("kept", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     for name, config in (("unfinished", '{"model": "x"}'), ("broken", "{")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(config)
-        (tmp_path / name / "metrics.jsonl").write_text("")
+        (tmp_path / name / "config.json").write_text(config, encoding="utf-8")
+        (tmp_path / name / "metrics.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(SystemExit) as raised:
         call(monkeypatch, *argv)
     line = raised.value.code  # what Python prints to stderr, with exit code 1
     assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
     assert all(part in line for part in named)
     assert capsys.readouterr() == ("", "")
-    assert (tmp_path / "a-file").read_text() == "kept" and not (tmp_path / "eval").exists()
+    assert (tmp_path / "a-file").read_text(encoding="utf-8") == "kept" and not (tmp_path / "eval").exists()
 
 
 def test_replies_that_cannot_fit_into_the_model_are_refused(model_folder, tmp_path, monkeypatch):
@@ -381,20 +381,30 @@ def test_help_names_every_flag(monkeypatch, capsys):
     assert all(f"--{name}" in out for name in vars(script.EvalConfig()))
 
 
+def played_packs(monkeypatch):
+    """A list that gets every pack that is evaluated on."""
+    packs, evaluate = [], script.evaluate
+
+    def watched(policy, label, given, *rest, **options):
+        packs.extend(given)
+        return evaluate(policy, label, given, *rest, **options)
+
+    monkeypatch.setattr(script, "evaluate", watched)
+    return packs
+
+
 def test_run_is_evaluated_on_its_own_level_unless_told_otherwise(run_folder, tmp_path, monkeypatch, capsys):
-    made = []
-    original = script.make_pack
-    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    made = played_packs(monkeypatch)
     options = ["--policy", run_folder, "--packs", 2, "--pack-size", 2, "--max-reply-tokens", 5, "--output", tmp_path]
     call(monkeypatch, *options, "--seed", 3)
-    assert {arguments[3] for arguments in made} == {"train"}
-    assert {arguments[1] for arguments in made} == {6, 7}  # the packs of other seeds are others
+    assert {pack.level for pack in made} == {"train"}
+    assert {pack.seed for pack in made} == {6, 7}  # the packs of other seeds are others
     saved = results(tmp_path)
     assert [record["label"] for record in saved["records"]] == ["a-run", "random", "informed", "learner"]
     assert saved["records"][0]["truncated"] > 0 and "truncated" in capsys.readouterr().out
     made.clear()
     call(monkeypatch, *options, "--level", "tiny")
-    assert {arguments[3] for arguments in made} == {"tiny"}
+    assert {pack.level for pack in made} == {"tiny"}
     assert results(tmp_path)["config"]["level"] == "tiny"
 
 
@@ -403,13 +413,13 @@ def test_run_is_played_as_it_was_trained_unless_told_otherwise(run_folder, tmp_p
     of_the_run = {"pack_size": 3, "ralph": True, "temperature": 0.5, "max_reply_tokens": 5, "rollouts_at_once": 2}
     of_the_run |= {"dtype": "bfloat16", "length_penalty": 0.3, "length_lo": 1.0, "length_hi": 2.0}
     others = {"seed": 7, "output": "elsewhere", "name": "x", "steps": 3}
-    settings = json.loads((run / "config.json").read_text()) | of_the_run | others
-    (run / "config.json").write_text(json.dumps(settings))
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8")) | of_the_run | others
+    (run / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     call(monkeypatch, "--policy", run, "--packs", 2)
     config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-3")["config"]
     assert config == config | of_the_run | {"env": "frozenlake", "level": "train", "seed": 0, "packs": 2}
-    (tmp_path / "s.yaml").write_text("temperature: 0.7\npack-size: 2\n")
+    (tmp_path / "s.yaml").write_text("temperature: 0.7\npack-size: 2\n", encoding="utf-8")
     call(
         monkeypatch, "s.yaml", "--policy", run, "--packs", 2, "--pack-size", 1, "--ralph", "false", "--context", "none"
     )
@@ -442,11 +452,9 @@ def test_hints_can_be_blanked(tmp_path, monkeypatch):
 
 
 def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
-    made = []
-    original = script.make_pack
-    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    made = played_packs(monkeypatch)
     call(monkeypatch, "--policy", "random", "--packs", 2, "--ralph", "--output", tmp_path)
-    assert [arguments[4] for arguments in made] == [True] * 2
+    assert len(made) == 3 * 2 and all(pack.ralph for pack in made)  # three players
 
 
 def test_length_penalty_is_in_the_reward_only(tmp_path, monkeypatch):

@@ -237,5 +237,5 @@ def test_evaluation_of_a_mixed_run_takes_the_first_environment_unless_told(mixed
     for options, level in (([], "tiny"), (["--level", "train"], "train")):
         argv = ["--policy", mixed, "--packs", 2, "--output", tmp_path, *options]
         assert run_here(argv, evaluation.main) == 0
-        settings = json.loads((tmp_path / "eval.json").read_text())["config"]
+        settings = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["config"]
         assert (settings["env"], settings["level"]) == ("frozenlake", level)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import REPO
+from transformers import PreTrainedModel
 
 import context
 import imitate as script
@@ -332,6 +333,26 @@ def test_interrupted_warm_start_goes_on_exactly(rank, model_folder, tmp_path, mo
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_full_disk_leaves_no_half_a_model(model_folder, tmp_path, monkeypatch):
+    """The steps that are behind it are kept, and the same line goes on from them."""
+    options = ["--model", model_folder, "--steps", 2, "--packs-per-step", 1, "--pack-size", 1]
+    options += ["--output", tmp_path / "new"]
+    monkeypatch.setattr(script, "SAVE_EVERY", 1)
+
+    def full(model, folder, **settings):
+        (Path(folder) / "config.json").write_text("{", encoding="utf-8")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(SystemExit) as raised:
+            call(patch, *options)
+    assert raised.value.code.startswith(f"error: {tmp_path / 'new'}: could not be written (")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.partial"]
+    call(monkeypatch, *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_partial_that_cannot_be_read_is_refused_in_one_line(model_folder, tmp_path, monkeypatch):
     (tmp_path / "new.partial").write_bytes(b"no weights")
     with pytest.raises(SystemExit) as raised:
@@ -397,7 +418,7 @@ BAD = {
 def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "file").write_text("kept")
+    (tmp_path / "folder" / "file").write_text("kept", encoding="utf-8")
     monkeypatch.setattr(script, "build_embedded", None)  # none of this may get so far
     with pytest.raises(SystemExit) as raised:
         call(monkeypatch, *argv)
@@ -405,7 +426,7 @@ def test_bad_input_ends_in_one_line(argv, named, tmp_path, monkeypatch, capsys):
     assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
     assert all(part in line for part in named)
     assert capsys.readouterr() == ("", "")
-    assert not (tmp_path / "new").exists() and (tmp_path / "folder" / "file").read_text() == "kept"
+    assert not (tmp_path / "new").exists() and (tmp_path / "folder" / "file").read_text(encoding="utf-8") == "kept"
 
 
 def test_unknown_player_from_the_shell(tmp_path):

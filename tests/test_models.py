@@ -179,7 +179,7 @@ def test_evaluation_refuses_a_run_whose_adapter_lacks_weights(model_folder, tmp_
     weights = load_file(adapter / "adapter_model.safetensors")
     weights.pop(sorted(weights)[0])
     save_file(weights, adapter / "adapter_model.safetensors")
-    (tmp_path / "config.json").write_text(f'{{"model": "{model_folder}"}}')
+    (tmp_path / "config.json").write_text(f'{{"model": "{model_folder}"}}', encoding="utf-8")
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(BadInput, match="1 of its weights are missing"):
         load_policy(EvalConfig(policy=str(tmp_path)))

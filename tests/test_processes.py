@@ -48,6 +48,11 @@ def test_two_processes_train_together_and_can_be_resumed(start_process, tmp_path
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert_same_run(again, whole)
+    settings = (again / "config.json").read_bytes()
+    alone = run_here(["--resume", again, "--eval-packs", 3])
+    assert_one_line(alone, "a run of 2 processes", "this one has 1", "accelerate launch --num_processes 2")
+    assert (again / "config.json").read_bytes() == settings
+    assert_same_run(again, whole)
 
 
 def first_gradient(run):
@@ -84,7 +89,8 @@ def test_a_process_that_fails_ends_the_job_with_its_message(tmp_path):
         "    if train.processes.rank() == 1: raise BadInput('the second process has failed')\n"
         "    return real(policy, config, step)\n"
         "real, train.collect = train.collect, collect\n"
-        "train.command_line(train.main)\n"
+        "train.command_line(train.main)\n",
+        encoding="utf-8",
     )
     command = [sys.executable, *TWO, script, *map(str, flags(output=tmp_path / "runs"))]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -155,7 +155,7 @@ def test_real_processes_killed_at_random_moments_lose_nothing(start_process, tmp
         return any(run.glob("checkpoints/.tmp-step_*"))
 
     process = start_process(flags(**settings, output=tmp_path, name="a"))
-    assert wait_for(process, lambda: log.exists() and log.read_text())  # evaluated, but no checkpoint yet
+    assert wait_for(process, lambda: log.exists() and log.stat().st_size)  # evaluated, but no checkpoint yet
     process.kill()
     assert process.wait() == -signal.SIGKILL
 
@@ -189,10 +189,10 @@ def test_resume_of_a_folder_that_is_no_run(tmp_path):
 
 @pytest.mark.parametrize("flag, value", [("--lora-rank", 4), ("--pack-size", 3), ("--seed", 1), ("--name", "b")])
 def test_resume_does_not_take_flags_that_make_another_run(flag, value, unfinished):
-    before = (unfinished / "metrics.jsonl").read_text()
+    before = (unfinished / "metrics.jsonl").read_text(encoding="utf-8")
     named = f"{flag[2:].replace('-', '_')}={value!r}"
     assert_one_line(run_here(["--resume", unfinished, flag, value]), named, str(unfinished), "steps, lr")
-    assert (unfinished / "metrics.jsonl").read_text() == before
+    assert (unfinished / "metrics.jsonl").read_text(encoding="utf-8") == before
 
 
 def test_a_finished_run_can_go_on_for_longer(tmp_path):
@@ -204,14 +204,14 @@ def test_a_finished_run_can_go_on_for_longer(tmp_path):
     whole, run = without_times(metrics(tmp_path / "whole")), without_times(metrics(tmp_path / "a"))
     assert [line for line in run if "eval" not in line] == [line for line in whole if "eval" not in line]
     assert [line for line in run if "eval" in line][-4:] == [line for line in whole if "eval" in line][-4:]
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["steps"] == 8
+    assert json.loads((tmp_path / "a" / "config.json").read_text(encoding="utf-8"))["steps"] == 8
 
 
 def test_the_learning_rate_may_change_when_a_run_goes_on(eventful, broken):
     assert run_here(["--resume", broken, "--lr", 1e-4]) == 0
     old, new = ([line["lr"] for line in steps_of(run)] for run in (eventful, broken))
     assert new[:4] == old[:4] and new[4] == pytest.approx(old[4] * 1e-4 / 5e-3)
-    assert json.loads((broken / "config.json").read_text())["lr"] == 1e-4
+    assert json.loads((broken / "config.json").read_text(encoding="utf-8"))["lr"] == 1e-4
 
 
 BROKEN_CONFIGS = ['{"steps": 5', "[]", '{"no_such_setting": 1}', "", '{"steps": "many"}', '{"rebalance": 7}']
@@ -219,5 +219,5 @@ BROKEN_CONFIGS = ['{"steps": 5', "[]", '{"no_such_setting": 1}', "", '{"steps": 
 
 @pytest.mark.parametrize("text", BROKEN_CONFIGS)
 def test_resume_with_a_broken_config(text, broken):
-    (broken / "config.json").write_text(text)
+    (broken / "config.json").write_text(text, encoding="utf-8")
     assert_one_line(run_here(["--resume", broken]), str(broken / "config.json"))

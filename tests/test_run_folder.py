@@ -31,10 +31,10 @@ STEP_KEYS = {
 
 
 def test_a_name_that_is_taken(plain):
-    before = (plain / "metrics.jsonl").read_text()
+    before = (plain / "metrics.jsonl").read_text(encoding="utf-8")
     message = run_here(flags(output=plain.parent, name="plain"))
     assert_one_line(message, "name='plain'", str(plain), "--resume")
-    assert (plain / "metrics.jsonl").read_text() == before
+    assert (plain / "metrics.jsonl").read_text(encoding="utf-8") == before
 
 
 def test_runs_without_a_name_are_numbered(tmp_path):
@@ -54,7 +54,7 @@ def test_names_of_runs_tell_ablations_apart():
 
 def test_config_json_gives_the_settings_back(eventful):
     settings = {**SMALL, **EVENTFUL, "output": str(eventful.parent), "name": "eventful"}
-    assert Config(**json.loads((eventful / "config.json").read_text())) == Config(**settings)
+    assert Config(**json.loads((eventful / "config.json").read_text(encoding="utf-8"))) == Config(**settings)
     assert parse_flags(Config, [str(eventful / "config.json")]) == Config(**settings)
 
 
@@ -104,7 +104,7 @@ def test_a_hint_that_a_policy_wrote_is_shown_in_the_next_task(played):
 def test_eval_of_the_run_repeats_the_evaluation_after_training(context, label, plain, tmp_path):
     argv = ["--policy", plain, "--packs", SMALL["test_packs"], "--context", context, "--output", tmp_path]
     assert run_here(argv, evaluation.main) == 0
-    record = json.loads((tmp_path / "eval.json").read_text())["records"][0]
+    record = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["records"][0]
     [logged] = [line["eval"] for line in metrics(plain) if line.get("eval", {}).get("label") == label]
     assert record | {"label": label, "env": "frozenlake/tiny"} == logged
 
@@ -161,7 +161,7 @@ class Tracker(accelerate.tracking.GeneralTracker):
         self.settings = values
 
     def log(self, values, step):
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps([step, values]) + "\n")
 
 
@@ -174,7 +174,7 @@ def test_a_tracker_gets_every_number_of_steps_and_evaluations(tmp_path, monkeypa
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
     monkeypatch.setattr(accelerate.accelerator, "LOGGER_TYPE_TO_CLASS", {"tensorboard": Tracker})
     assert run_here(flags(output=tmp_path, name="a", steps=2, eval_every=1, tracker="tensorboard")) == 0
-    lines = [json.loads(line) for line in (tmp_path / "a" / "tracked.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "a" / "tracked.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = metrics(tmp_path / "a")
     assert [step for step, _ in lines] == [line["step"] for line in logged]
     for (_, values), line in zip(lines, logged, strict=True):

@@ -151,9 +151,9 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
 
 
 def test_an_output_that_is_a_file(tmp_path):
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert_one_line(run_here(flags(output=tmp_path / "file")), f"output='{tmp_path / 'file'}'")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -185,7 +185,7 @@ def test_optimisers_of_bitsandbytes_need_it(tmp_path, monkeypatch):
 
 
 def test_a_settings_file_with_an_unknown_key(tmp_path):
-    (tmp_path / "settings.yaml").write_text("steps: 2\nlearning_rate: 1\n")
+    (tmp_path / "settings.yaml").write_text("steps: 2\nlearning_rate: 1\n", encoding="utf-8")
     message = run_here([tmp_path / "settings.yaml", "--output", tmp_path / "runs"])
     assert_one_line(message, str(tmp_path / "settings.yaml"), "learning_rate")
     assert not (tmp_path / "runs").exists()
@@ -240,7 +240,9 @@ def test_values_are_taken_as_they_are_written(text, changed, tmp_path):
 
 
 def test_settings_files_give_the_values_and_flags_win(tmp_path):
-    (tmp_path / "settings.yaml").write_text("steps: 2\nlr: 1e-3\nrebalance: false\nclip: none\nname: other\n")
+    (tmp_path / "settings.yaml").write_text(
+        "steps: 2\nlr: 1e-3\nrebalance: false\nclip: none\nname: other\n", encoding="utf-8"
+    )
     config = parse_flags(Config, [str(tmp_path / "settings.yaml"), "--steps", "3", "--seed", "5"])
     assert config == Config(steps=3, lr=1e-3, rebalance=False, clip="none", name="other", seed=5)
 

@@ -127,8 +127,8 @@ MODELS = {
 def texts(install_aside):
     """The template texts by name."""
     folder = install_aside(*WHEELS)
-    found = {path.stem: path.read_text() for path in folder.glob("trl/chat_templates/*.jinja")}
-    for node in ast.parse((folder / "guidance" / "chat.py").read_text()).body:
+    found = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("trl/chat_templates/*.jinja")}
+    for node in ast.parse((folder / "guidance" / "chat.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             found[node.targets[0].id] = node.value.value
     return found

@@ -113,7 +113,7 @@ def run_until(argv, function, call, act):
 
 
 def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def steps_of(run):
@@ -130,7 +130,7 @@ def weights_file(folder):
 
 
 def samples(run):
-    return {path.name: path.read_text() for path in (run / "samples").iterdir()}
+    return {path.name: path.read_text(encoding="utf-8") for path in (run / "samples").iterdir()}
 
 
 def saved_steps(run):
