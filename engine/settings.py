@@ -178,7 +178,7 @@ class Config(Shared):
     name: str = flag("", "name of the run folder; empty: ENV-LEVEL-seedSEED, numbered where taken")
     output: str = flag("runs", "folder that holds the run folders")
     check: bool = flag(False, "check that the model can be trained here, line by line, and train nothing")
-    resume: str = flag("", "a run folder to go on with, by its own settings; a few flags may change (see README)")
+    resume: str = flag("", "a run folder to go on with, by its own settings; some may change")
 
     def validate(self) -> None:
         super().validate()
