@@ -154,7 +154,7 @@ def test_shortest_way_is_optimal_in_the_middle_of_a_game_too(level):
 
 
 def useful_sizes(graph):
-    return [sum(name not in graph.rng_key for name in tier) for tier in graph.tiers]
+    return [sum(name not in graph.noise for name in tier) for tier in graph.tiers]
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_graphs_of_a_level(level, bases, shrinks, recipes):
         for (a, b), product in graph.recipes.items():
             below, under = sorted((tier_of[product] - tier_of[a], tier_of[product] - tier_of[b]))
             assert a <= b and below == 1 and under in (1, 2)
-            assert product in graph.rng_key or not {a, b} & graph.rng_key
+            assert product in graph.noise or not {a, b} & graph.noise
             if tier_of[product] > 1:
                 lower, pairs = lower + (under == 2), pairs + 1
-        if graph.rng_key:
+        if graph.noise:
             with_noise += 1
             for tier, size in zip(graph.tiers[1:], sizes[1:], strict=True):
                 assert len(tier) - size <= round(0.3 * size) + round(0.15 * size)
@@ -202,7 +202,7 @@ def test_graphs_where_pairs_run_out():
         graph = draw_recipe_graph(random.Random(seed), crowded)
         assert set(graph.recipes.values()) == {name for tier in graph.tiers[1:] for name in tier}
         assert max(Counter(graph.recipes.values()).values()) <= 2
-        dropped += len(graph.rng_key) < sum(round(0.9 * n) + round(0.45 * n) for n in useful_sizes(graph)[1:])
+        dropped += len(graph.noise) < sum(round(0.9 * n) + round(0.45 * n) for n in useful_sizes(graph)[1:])
     assert dropped > 0
 
 
@@ -211,7 +211,7 @@ def test_targets_differ_until_all_have_been_used():
     for level in LEVELS:
         for pack in packs_of(level, range(100), 8):
             graph, targets = pack.tasks[0].graph, [task.target for task in pack.tasks]
-            candidates = {name for tier in graph.tiers[1:] for name in tier} - graph.rng_key
+            candidates = {name for tier in graph.tiers[1:] for name in tier} - graph.noise
             n = min(len(candidates), 8)
             assert set(targets) <= candidates and len(set(targets[:n])) == n
             assert targets[n:] == [targets[j % n] for j in range(n, 8)]
