@@ -12,7 +12,7 @@ from pathlib import Path
 
 # read when torch and transformers are imported; the scripts that tests start inherit them
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["GOMP_SPINCOUNT"] = "1000"  # as engine/start.py does
+os.environ["GOMP_SPINCOUNT"] = "1000"  # of whatever runs beside each other here
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on every machine the same results
 os.environ["HF_HUB_OFFLINE"] = "1"
 
