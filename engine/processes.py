@@ -23,9 +23,8 @@ def launch(config: Config) -> Accelerator:
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise BadInput(f"tracker={config.tracker!r}: not installed; pip install {config.tracker}")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" not in os.environ:
-        raise BadInput(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: these processes would not work together; start them with accelerate launch or torchrun"
-        )
+        size = os.environ["WORLD_SIZE"]
+        raise BadInput(f"WORLD_SIZE={size}: these processes would not work together; start them with accelerate launch")
     tracker = None if config.tracker == "none" else config.tracker
     # without a GPU of NVIDIA's kind, the CPU: sampling takes double precision, which others (Apple's) do not have
     # precision is the model's own affair, whatever a user's defaults for accelerate are
