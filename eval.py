@@ -46,7 +46,7 @@ def evaluate(
     With several processes each plays its share, and all of them must call this.
     """
     share = processes.share(len(packs))
-    games = [play(packs[i].fresh(), penalties, hints) for i in share]
+    games = [play(packs[i], penalties, hints) for i in share]
     progress = f"evaluating {label}"
     rollouts = run(games, policy, seed=f"eval/{seed}", first=share.start, at_once=at_once, progress=progress)
     if processes.count() > 1:  # the rewards of all, without the conversations

@@ -81,7 +81,7 @@ def collect(policy: Policy, config: Config, step: int) -> list[list[Rollout]]:
     share = processes.share(config.packs_per_step)
     number = step * config.packs_per_step + share.start  # of its first pack in the whole run
     packs = [config.pack(TRAIN_SEEDS * (config.seed + 1) + number + i) for i in range(len(share))]
-    games = [play(pack.fresh(), config.penalties) for pack in packs for _ in range(config.group_size)]
+    games = [play(pack, config.penalties) for pack in packs for _ in range(config.group_size)]
     with policy.sampling():
         rollouts = run(
             games,

@@ -126,7 +126,7 @@ def coloured(policy: Policy, episode: Episode) -> str:
 def play_a_little(policy: Policy, pack: Pack, games: int) -> list[Episode]:
     """The episodes of a few rollouts of one pack that have something sampled in them."""
     with policy.sampling():
-        rollouts = run([play(pack.fresh(), Penalties()) for _ in range(games)], policy, "check")
+        rollouts = run([play(pack, Penalties()) for _ in range(games)], policy, "check")
     return [episode for rollout in rollouts for episode in rollout.episodes if episode.n_sampled]
 
 

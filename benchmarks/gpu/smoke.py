@@ -96,7 +96,7 @@ def with_graphs(figure: Figures, plain: Policy, name: str, goal: str = "") -> No
         warnings.simplefilter("always")
         for policy in (plain, captured):
             pack = make_pack("frozenlake", 1, 4, "tiny")
-            games = [play(pack.fresh()) for _ in range(4 if REHEARSAL else 32)]
+            games = [play(pack) for _ in range(4 if REHEARSAL else 32)]
             with policy.sampling():
                 found.append([e.ids for rollout in run(games, policy, "graphs") for e in rollout.episodes])
     if CUDA and not replays:
