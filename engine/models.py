@@ -255,7 +255,7 @@ def merge_adapter(adapted: list[tuple[LoraLayer, torch.nn.Module, str]]) -> None
         parameter = getattr(module, name)
         dtype = parameter.dtype
         parameter.data = parameter.data.float()  # fused experts get their difference in the precision of the matrix
-        merged = layer.get_delta_weight(adapter).add_(parameter.data)  # [out, in], in single precision
+        merged = parameter.data + layer.get_delta_weight(adapter)  # [out, in], in single precision
         if not merged.sum().isfinite():
             raise BadInput("the adapter cannot be merged: it is not finite")
         parameter.data = dithered(merged, dtype, number)

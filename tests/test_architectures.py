@@ -28,6 +28,7 @@ TRAINS = {
     "recurrent_gemma": "generate",  # gated recurrences; only one row at a time is right
     "Gemma-3n-E2B text": "fast",  # layers that use the keys of others
     "minimax": "generate",  # a cache of its own
+    "hunyuan_v1_moe": "fast",  # a single fused expert
 }
 
 
