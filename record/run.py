@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class Run:
         self.saved = self.done  # the step of the newest checkpoint
         self.bad_steps = 0  # in a row, without a finite gradient
         self.in_step = self.asked_to_stop = self.stopped_together = False
+        self.again: threading.Timer | None = None  # raises a stop once more
         n = processes.count()
         launcher = "python" if n == 1 else f"accelerate launch --num_processes {n}"
         self.go_on = f"{launcher} {sys.argv[0]} --resume {self.folder}"
@@ -66,6 +68,8 @@ class Run:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if self.again:
+            self.again.cancel()
         if kind is KeyboardInterrupt:
             # all processes save together; where this one alone was stopped, the others may be anywhere
             together = self.stopped_together or processes.count() == 1 and not self.in_step
@@ -76,8 +80,11 @@ class Run:
         if self.lock:
             self.lock.release()
 
-    def ask_to_stop(self, *_) -> None:
+    def ask_to_stop(self, number: int, _) -> None:
         if self.asked_to_stop or not self.in_step:
+            # Python drops what is raised while garbage is collected: it is raised again until the end has come
+            self.again = threading.Timer(0.5, signal.raise_signal, [number])
+            self.again.start()
             raise KeyboardInterrupt
         self.asked_to_stop = True
         print("\nstopping after this step with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import psutil
@@ -177,6 +178,22 @@ def test_ctrl_c_during_the_report_says_how_to_go_on(plain, tmp_path, capsys):
     assert f"--resume {run}" in capsys.readouterr().out and not (run / "curves.png").exists()
     assert run_here(["--resume", run]) == 0
     assert_same_run(run, plain)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_comes_while_garbage_is_collected_is_not_lost(tmp_path, capsys):
+    """Python handles a signal in whatever a finaliser or a weak reference calls then, and drops what that raises."""
+
+    class Garbage:
+        pass
+
+    def collect():
+        garbage = Garbage()
+        weakref.finalize(garbage, lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.01)))
+
+    argv = flags(output=tmp_path, name="a", checkpoint_every=100, eval_packs=1000)
+    assert run_until(argv, "evaluate_all", 2, collect) == 130
+    assert saved_steps(tmp_path / "a") == ["step_000002"] and len(steps_of(tmp_path / "a")) == 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])
