@@ -168,26 +168,49 @@ def test_bayes_hint_carries_the_exact_belief(level):
     assert len(sizes) > 1
 
 
-def test_bayes_hint_is_exact_for_any_facts_per_action():
-    """Whatever a move shows says of one action that it is one of some directions, as random facts do here."""
+def bayes_line(way, names):
+    return f"- {way}: {', '.join(sorted(names)) if len(names) < 4 else 'unknown'}"
+
+
+def test_bayes_hint_is_exact_for_any_facts_per_direction():
+    """A hint says of each direction that it is one of some actions; here they are random, and hold the true one."""
     rng, player = random.Random(3), LakeLearner()
     rules = hand_pack([PLAYED[0][0]], MAPPINGS[0]).tasks[0].rules
     scene = "Turn 1 of 8, goal at row 1, column 2:\nP G _\n_ _ _\n_ _ _"
     for _ in range(60):
         truth = rng.choice(MAPPINGS)
-        facts = {k: {truth[k], *rng.sample(sorted(STEPS), rng.randint(0, 3))} for k in range(4)}
-        want = {mapping for mapping in MAPPINGS if all(mapping[k] in names for k, names in facts.items())}
-        hint = "\n".join(f"- {ACTIONS[k]}: {', '.join(sorted(names))}" for k, names in facts.items())
+        facts = {way: {ACTIONS[truth.index(way)], *rng.sample(ACTIONS, rng.randint(0, 3))} for way in STEPS}
+        want = {
+            mapping
+            for mapping in MAPPINGS
+            if all(ACTIONS[mapping.index(way)] in actions for way, actions in facts.items())
+        }
+        hint = "\n".join(bayes_line(way, actions) for way, actions in facts.items())
         transcript = [{"role": "system", "content": rules}, {"role": "user", "content": scene}]
         messages = update_messages(hint, transcript, 0.0, "over")
         assert set(player.belief(messages, read_lake(messages))) == want
         written, readable = parse_update(player.hint(messages))
         assert readable
+        possible = {way: {ACTIONS[mapping.index(way)] for mapping in want} for way in STEPS}
+        assert written == "\n".join(bayes_line(way, actions) for way, actions in possible.items())
         messages = [
             {"role": "system", "content": solve_system(rules, written)},
             {"role": "user", "content": scene},
         ]
         assert set(player.belief(messages, read_lake(messages))) == want
+
+
+def test_bayes_player_reads_and_forgets_what_the_planner_writes():
+    """The two write the same form. Of a hint that no mapping fits nothing is handed down."""
+    player, rules = LakeLearner(), hand_pack([PLAYED[0][0]], MAPPINGS[0]).tasks[0].rules
+    scene = {"role": "user", "content": "Turn 1 of 8, goal at row 1, column 2:\nP G _\n_ _ _\n_ _ _"}
+    hint = "- up: Direction 2\n- down: unknown\n- left: {}\n- right: unknown"
+    for left, count in (("unknown", 6), ("Direction 4", 2), ("Direction 2", 0)):
+        messages = update_messages(hint.format(left), [{"role": "system", "content": rules}, scene], 0.0, "over")
+        belief = player.belief(messages, read_lake(messages))
+        assert len(belief) == count
+        assert all(m[1] == "up" and (left == "unknown" or m[3] == "left") for m in belief)
+    assert parse_update(player.hint(messages))[0] == "\n".join(f"- {way}: unknown" for way in STEPS)
 
 
 # ---------------------------------------------------------------------------------------------------------

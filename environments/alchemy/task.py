@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from environments.alchemy.grades import grade_recipes
 from environments.task import Task, parse_answer
 
 ElementPair = tuple[str, str]  # two names in alphabetical order; they may be the same
@@ -180,6 +181,7 @@ class Alchemy(Task):
 
     def reset(self) -> str:
         self.stock = dict.fromkeys(self.graph.tiers[0], self.units)  # units of every element owned so far
+        self.discovered: set[ElementPair] = set()  # pairs that made something
         self.turn, self.done = 0, False
         self.reward, self.feedback, self.broken_format = 0.0, "", False
         tiers = "\n".join(f"Tier {tier}: {', '.join(elements)}" for tier, elements in enumerate(self.graph.tiers))
@@ -202,6 +204,17 @@ class Alchemy(Task):
             return self._end(0.0, f"You ran out of turns before making {self.target}.", effect)
         return effect + self._scene(), False
 
+    def shared_secret(self) -> frozenset[tuple[ElementPair, str]]:
+        return frozenset(self.graph.recipes.items())
+
+    @classmethod
+    def grade_hint(cls, hint: str, played: list[Task]) -> dict[str, float]:
+        """The share "kept" of the recipes discovered in the rollout so far that the hint states, left out while there
+        are none, and the number of "invented" ones, false recipes that it states."""
+        discovered = set().union(*(task.discovered for task in played))
+        graph = played[0].graph
+        return grade_recipes(hint, graph.recipes, discovered, frozenset().union(*graph.tiers))
+
     def _combine(self, a: str, b: str) -> str:
         """Carry out a + b; returns what happened."""
         obstacles = [self._obstacle(name) for name in dict.fromkeys((a, b)) if not self.stock.get(name)]
@@ -215,6 +228,7 @@ class Alchemy(Task):
         product = self.graph.recipes.get(element_pair(a, b))
         if product is None:
             return f"{a} + {b} made nothing."
+        self.discovered.add(element_pair(a, b))
         self.stock[product] = self.stock.get(product, 0) + 1 if self.level.limited else 1
         return f"{a} + {b} made {product}."
 

@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass
 
 from environments.control.expressions import MAX_LENGTH, Expression, ExpressionError, clip, parse_expression
+from environments.control.grades import grade_numbers
 from environments.task import Task, parse_answer
 
 CONTROL_VARIABLES = ("x", "v", "t", "x_target", "v_target", "horizon", "remaining_steps")
@@ -91,6 +92,15 @@ class Control(Task):
         except ExpressionError as error:
             return self._unreadable(f"Your expression cannot be read ({error})")
         return self._run(expression)
+
+    def shared_secret(self) -> tuple[float, float]:
+        return self.a, self.b
+
+    @classmethod
+    def grade_hint(cls, hint: str, played: list[Task]) -> dict[str, float]:
+        """The absolute errors of the numbers that the hint states for a and b, each left out if there is none; whether
+        a controller that it recommends is a good one is not read off."""
+        return grade_numbers(hint, played[0].a, played[0].b)
 
     def _unreadable(self, what: str) -> tuple[str, bool]:
         self.broken_format = True

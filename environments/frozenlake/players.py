@@ -101,14 +101,20 @@ class LakeLearner(Player):
     """The exact Bayes-optimal player: maximises the chance to solve the task at hand, given all seen in the pack.
 
     Its belief is the set of action-to-direction mappings that are still possible (24 at first). Whatever a move shows
-    has the form "this action is one of these directions", so a hint that lists them per action carries all of it.
+    has the form "this action is one of these directions". So all of it is in the relation "this action may be that
+    direction", which a hint lists by direction: "- up: Direction 1, Direction 4", or "unknown" for all four.
     """
 
     def belief(self, messages: list[dict], view: LakeView) -> Belief:
         text = "\n".join(message["content"] for message in messages if message["role"] != "assistant")
-        hints = re.findall(r"^- (Direction \d): ([a-z, ]+)$", text, re.MULTILINE)
-        facts = [(action, frozenset(names.split(", "))) for action, names in hints] + list(view.effects)
-        return tuple(m for m in ALL_MAPPINGS if all(m[ACTIONS.index(action)] in names for action, names in facts))
+        listed = re.findall(rf"^- ({'|'.join(MOVES)}): (Direction [1-4](?:, Direction [1-4])*)$", text, re.MULTILINE)
+        hints = [(way, names.split(", ")) for way, names in listed]
+        return tuple(
+            mapping
+            for mapping in ALL_MAPPINGS
+            if all(ACTIONS[mapping.index(way)] in actions for way, actions in hints)
+            and all(mapping[ACTIONS.index(action)] in ways for action, ways in view.effects)
+        )
 
     def act(self, messages: list[dict]) -> str:
         view = read_lake(messages)
@@ -119,10 +125,12 @@ class LakeLearner(Player):
 
     def hint(self, messages: list[dict]) -> str:
         belief = self.belief(messages, read_lake(messages))
-        possible = [sorted({mapping[k] for mapping in belief}) for k in range(4)]
-        return update_reply(
-            [f"- {action}: {', '.join(names)}" for action, names in zip(ACTIONS, possible, strict=True)]
-        )
+        lines = []
+        for way in MOVES:
+            possible = sorted({ACTIONS[mapping.index(way)] for mapping in belief})
+            told = 0 < len(possible) < 4  # none is possible where a hint from elsewhere was wrong
+            lines.append(f"- {way}: {', '.join(possible) if told else 'unknown'}")
+        return update_reply(lines)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
+from environments.frozenlake.grades import grade_meanings
 from environments.task import Cell, Task, cell_name, parse_answer
 
 MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}  # name -> (rows, columns)
@@ -126,6 +127,14 @@ class FrozenLake(Task):
         if self.turn == self.max_turns:
             return self._end(0.0, "You ran out of turns before reaching the goal.", effect)
         return effect + self._scene(), False
+
+    def shared_secret(self) -> tuple[str, ...]:
+        return self.mapping
+
+    @classmethod
+    def grade_hint(cls, hint: str, played: list[Task]) -> dict[str, float]:
+        """Shares of the four directions that the hint says right, wrong (contradictions, too) and not at all."""
+        return grade_meanings(hint, played[0].mapping)
 
     def _end(self, reward: float, feedback: str, effect: str = "") -> tuple[str, bool]:
         self.reward, self.feedback, self.done = reward, feedback, True

@@ -13,6 +13,7 @@ import random
 import re
 from dataclasses import dataclass, field
 
+from environments.gridnav.grades import grade_costs
 from environments.task import Cell, Task, cell_name, parse_answer
 
 
@@ -174,6 +175,15 @@ class GridNav(Task):
             reward = 1 - self.total_cost / self.n_entered / 100
             return self._end(reward, f"You are on the goal after {self.turn} moves, as you should be.", effect)
         return self._end(0.0, f"You are at {cell_name(self.cell)} after the last move, not on the goal.", effect)
+
+    def shared_secret(self) -> CostMap:
+        return self.grid.costs
+
+    @classmethod
+    def grade_hint(cls, hint: str, played: list[Task]) -> dict[str, float]:
+        """The number of cells whose exact cost the hint states, and the share of them that is right (left out if there
+        are none). General advice ("the north is cheap") cannot be read off."""
+        return grade_costs(hint, played[0].grid.costs)
 
     def _fault(self, to: Cell) -> str:
         """What is illegal about a move to a cell, if anything."""

@@ -53,6 +53,11 @@ class Setup:
     home: str  # that user's home folder on it
     quirks: frozenset[str]
 
+    def peculiarities(self) -> dict[str, str]:
+        """quirk -> the name or path that one needs to know about it, "" where its name says it all."""
+        values = {"user": self.login, "alias": self.name, "home": self.home}
+        return {quirk: values.get(quirk, "") for quirk in self.quirks}
+
 
 def draw_setup(rng: random.Random, with_quirks: bool) -> Setup:
     """Two machines; see QUIRKS."""

@@ -145,9 +145,8 @@ class TerminalInformed(InformedPlayer):
 
     def plan(self, task: Terminal) -> str:
         setup = task.setup
-        values = {"user": setup.login, "alias": setup.name, "home": setup.home}
-        known = {quirk: values.get(quirk, "") for quirk in setup.quirks}
-        return answer(Recipe(setup.system, setup.user, setup.host, task.errand, known).steps())
+        recipe = Recipe(setup.system, setup.user, setup.host, task.errand, setup.peculiarities())
+        return answer(recipe.steps())
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from environments.task import Task, parse_answer
 from environments.terminal.errands import COMPOSITE, SINGLE, Errand, draw_errand, draw_files, goal_of
 from environments.terminal.filesystem import Node
+from environments.terminal.grades import grade_quirks
 from environments.terminal.machines import LOCAL_HOMES, SYSTEMS, UPLOADS, Files, Setup, draw_setup, make_machine
 from environments.terminal.shell import MAX_LINE, MAX_OUTPUT, Shell, printable
 
@@ -96,6 +97,17 @@ class Terminal(Task):
         if self.turn == self.max_turns:
             return self._end(0.0, "You ran out of turns before the task was done.", text)
         return f"{text}Turn {self.turn + 1} of {self.max_turns}:", False
+
+    def shared_secret(self) -> dict[str, str] | None:
+        """The peculiarities, without the machines' names that the rules tell; None on level `paper`, which has none."""
+        return self.setup.peculiarities() or None
+
+    @classmethod
+    def grade_hint(cls, hint: str, played: list[Task]) -> dict[str, float]:
+        """Shares of the pack's peculiarities that the hint states "right", "wrong" (another value, or denied) and not
+        at all ("unsaid"), and the number of "invented" ones, by keywords; {} on level `paper`."""
+        setup = played[0].setup
+        return grade_quirks(hint, setup) if setup.quirks else {}
 
     def _reached(self) -> bool:
         return self.goal.reached(self.machines, self.homes)
