@@ -39,7 +39,7 @@ from engine.settings import check_bounds, flag
 from environments.frozenlake.players import Planner
 from environments.player import Player
 from envs import make_pack
-from eval import summarise
+from evaluation.statistics import game, summarise
 from record.files import whole_folder
 from record.run import phase
 from rollout import Episode, Reply, Rollout, play, run
@@ -242,13 +242,13 @@ def build_embedded(config: ImitateConfig) -> Policy:
     policy.settings = dataclasses.replace(policy.settings, temperature=2.0)
     imitate(policy, clean, 200, lambda progress: 2e-3 * (1 - 0.95 * progress), "clean player, settling", budget)
     policy.settings = dataclasses.replace(policy.settings, temperature=1.0)
-    record = summarise("clean", sample_packs(policy, 512, "tiny", 4, 0))
+    record = summarise("clean", [game(rollout) for rollout in sample_packs(policy, 512, "tiny", 4, 0)])
     goal = record["success"][3] >= 0.9 and record["broken_format"] < 0.005
     require(goal, "clean player, settling", f"success {record['success']}, broken format {record['broken_format']:.2%}")
 
     mediocre = lessons(Planner(config.seed, **PLANNERS["mediocre"]), chat, config, 10**7)
     imitate(policy, mediocre, 250, rise_and_fall(3e-4), "mediocre player", budget)
-    record = summarise("mediocre", sample_packs(policy, 512, "tiny", 4, 0))
+    record = summarise("mediocre", [game(rollout) for rollout in sample_packs(policy, 512, "tiny", 4, 0)])
     goal = max(record["success"]) <= 0.3 and record["broken_format"] < 0.01
     require(goal, "mediocre player", f"success {record['success']}, broken format {record['broken_format']:.2%}")
     return policy

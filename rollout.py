@@ -7,7 +7,7 @@ drive it: a language model (engine/), a scripted player (environments/player.py)
 
 import copy
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -32,6 +32,9 @@ class Reply:
     n_tokens: int = 0
     truncated: bool = False
     context_full: bool = False
+    n_read: int = 0  # tokens of the conversation that it answers
+    n_thought: int = 0  # tokens of reasoning beside the text
+    cost: float = 0.0  # as the endpoint charges it
 
 
 @dataclass(eq=False)  # an episode is an object with an identity: the sampler keeps its KV cache by it
@@ -53,7 +56,8 @@ class Episode:
     rng_key: str = ""  # names the stream of random numbers that its replies are sampled with; set by `run`
     outcome: float = 0.0  # solve: the environment's reward
     reward: float = 0.0  # what is trained on: outcome with the length penalty, or the update's format reward
-    advantage: float = 0.0  # set by the trainer
+    ret: float = 0.0  # its return, and
+    advantage: float = 0.0  # its advantage, set by the trainer
     broken_format: bool = False  # a reply that could not be read ended the task, or the hint could not be read
     replies: list[Reply] = field(default_factory=list)
     task: Task | None = None  # that is being played or has just been played, for players that know what is hidden
@@ -109,12 +113,27 @@ class Penalties:
         return max(0.0, outcome - self.length * (verbosity + len(reply_tokens) / max_turns))
 
 
-def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> Generator[Episode, Reply, Rollout]:
+def own_hints(episodes: list[Episode]) -> str | None:
+    """The policy is asked for every hint."""
+    return None
+
+
+def no_hints(episodes: list[Episode]) -> str | None:
+    """No hints are asked for and every task sees the initial context: the ablation "hints blanked"."""
+    return NO_HINTS_YET
+
+
+def play(
+    pack: Pack,
+    penalties: Penalties = Penalties(),
+    next_hint: Callable[[list[Episode]], str | None] = own_hints,
+) -> Generator[Episode, Reply, Rollout]:
     """Play one pack: yields the episode whose conversation waits for a reply, is sent the reply, returns a Rollout.
 
-    With `hints=False` no hints are asked for and every task sees the initial context: the ablation "hints blanked".
-    Task-by-task RL is a pack of one task, a Ralph loop one made with ralph=True. The tasks that are played are copies,
-    made together, for they may share what playing changes (a map that is uncovered from task to task).
+    `next_hint` is given the episodes so far, once a task is done, and returns the hint for the next task; or None, and
+    the policy is asked to write it. Task-by-task RL is a pack of one task, a Ralph loop one made with ralph=True. The
+    tasks that are played are copies, made together, for they may share what playing changes (a map that is uncovered
+    from task to task).
     """
     episodes = []
     context = NO_HINTS_YET
@@ -137,10 +156,11 @@ def play(pack: Pack, penalties: Penalties = Penalties(), hints: bool = True) -> 
         lengths = [reply.n_tokens for reply in episode.replies]
         episode.reward = penalties.solve_reward(outcome, lengths, task.max_turns)
         episodes.append(episode)
-        if hints and position + 1 < len(tasks):
+        context = next_hint(episodes) if position + 1 < len(tasks) else NO_HINTS_YET
+        if context is None:
             transcript = [{"role": "system", "content": task.rules}, *episode.messages[1:]]
-            messages = update_messages(context, transcript, episode.reward, feedback)
-            update = Episode("update", position, messages, context, task=task)
+            messages = update_messages(episode.context, transcript, episode.reward, feedback)
+            update = Episode("update", position, messages, episode.context, task=task)
             reply = yield update
             update.replies.append(reply)
             text = encodable(reply.text)
@@ -169,9 +189,10 @@ def run(
     games: Iterable[Generator],
     policy,
     seed: str = "",
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
     at_once: int = 256,
     progress: str | None = None,
+    finished: Callable[[int, Rollout], None] = lambda number, rollout: None,
 ) -> list[Rollout]:
     """Drive many `play` generators with one policy; their rollouts, in order.
 
@@ -179,11 +200,12 @@ def run(
     and returns those it has finished, one at least, of all it was ever given; a game goes on as soon as its reply is
     there. At most `at_once` games are under way; the next one starts when one ends. `progress` names a progress bar.
 
-    A game's random numbers follow from `seed` and the game's number (`first`, first + 1, ...) alone, not from what else
-    is under way: a run shared out over processes or played fewer at a time samples the same. Every run that is to be
-    independent of others needs a seed of its own.
+    A game's random numbers follow from `seed` and its number (0, 1, ..., unless `numbers` says otherwise) alone, not
+    from what else is under way: a run shared out over processes or played fewer at a time samples the same. Every run
+    that is to be independent of others needs a seed of its own. `finished` is told of every game that has ended.
     """
     games = list(games)
+    numbers = range(len(games)) if numbers is None else numbers
     rollouts: list[Rollout | None] = [None] * len(games)
     unstarted = list(range(len(games)))[::-1]
     under_way: dict[Episode, int] = {}  # the conversation that waits for a reply -> index of its game
@@ -192,7 +214,7 @@ def run(
     with tqdm(total=len(games), desc=progress, unit="pack", disable=hidden, delay=BAR_DELAY, leave=False) as bar:
 
         def ask(i: int, episode: Episode) -> None:
-            episode.rng_key = f"{seed}/{first + i}/{episode.kind}/{episode.position}"
+            episode.rng_key = f"{seed}/{numbers[i]}/{episode.kind}/{episode.position}"
             under_way[episode] = i
             asking.append(episode)
 
@@ -210,4 +232,5 @@ def run(
                     ask(i, games[i].send(reply))
                 except StopIteration as stop:
                     rollouts[i] = stop.value
+                    finished(numbers[i], stop.value)
                     bar.update()

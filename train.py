@@ -9,8 +9,9 @@
 
 Differences from the paper: LoRA instead of full fine-tuning, a decaying learning rate, and smaller batches.
 
-A run folder holds config.json, metrics.jsonl, samples/ (rollouts as text), checkpoints/ (the last two), and at the end
-adapter/ and curves.png. Settings are in engine/settings.py, the life of a run (stop, resume, files) in record/run.py.
+A run folder holds config.json, metrics.jsonl, samples/ (rollouts), checkpoints/ (the last two), and at the end
+adapter/, curves.png and report.html. Settings are in engine/settings.py, the life of a run (stop, resume, files) in
+record/run.py.
 """
 
 import engine.start  # noqa: F401, I001 (before torch is imported)
@@ -37,7 +38,7 @@ from grpo import episode_returns, group_advantages, policy_loss, rebalance
 from record.files import TRAIN_SEEDS, resumed_settings
 from record.metrics import rollout_metrics
 from record.run import Run, phase
-from rollout import BAR_DELAY, Episode, Rollout, play, run
+from rollout import BAR_DELAY, Episode, Rollout, no_hints, play, run
 
 
 def train(config: Config, policy: Policy, optimizer, training: Run) -> None:
@@ -52,7 +53,7 @@ def train(config: Config, policy: Policy, optimizer, training: Run) -> None:
             training.log(metrics, groups)
     training.log_evaluation(evaluate_all(policy, config, "after training"))
     if config.pack_size > 1:
-        training.log_evaluation(evaluate_all(policy, config, "after, hints blanked", hints=False))
+        training.log_evaluation(evaluate_all(policy, config, "after, hints blanked", no_hints))
     training.log_evaluation(evaluate_players(config))
 
 
@@ -87,7 +88,7 @@ def collect(policy: Policy, config: Config, step: int) -> list[list[Rollout]]:
             games,
             policy,
             seed=f"train/{config.seed}",
-            first=number * config.group_size,
+            numbers=range(number * config.group_size, (number + len(share)) * config.group_size),
             at_once=config.rollouts_at_once,
             progress="rollouts",
         )
@@ -95,15 +96,17 @@ def collect(policy: Policy, config: Config, step: int) -> list[list[Rollout]]:
 
 
 def assign_advantages(groups: list[list[Rollout]], config: Config) -> list[Episode]:
-    """Set `advantage` on every episode; returns the episodes of all rollouts."""
+    """Set return and advantage of every episode; returns the episodes of all rollouts."""
     for group in groups:
         solve = torch.tensor([[episode.reward for episode in rollout.of("solve")] for rollout in group])  # [G, S]
         hints = torch.tensor([[episode.reward for episode in rollout.of("update")] for rollout in group])  # [G, S-1]
         returns = episode_returns(solve, hints, config.credit, config.window, config.gamma)  # [G, S], [G, S-1]
-        advantages = dict(zip(("solve", "update"), map(group_advantages, returns), strict=True))
-        for g, rollout in enumerate(group):
-            for episode in rollout.episodes:
-                episode.advantage = advantages[episode.kind][g, episode.position].item()
+        for kind, values in zip(("solve", "update"), returns, strict=True):
+            advantages = group_advantages(values)
+            for g, rollout in enumerate(group):
+                for episode in rollout.of(kind):
+                    episode.ret = values[g, episode.position].item()
+                    episode.advantage = advantages[g, episode.position].item()
     episodes = [episode for group in groups for rollout in group for episode in rollout.episodes]
     if config.rebalance:  # defined over the whole batch, hence over all processes
         batch = processes.of_all([[e.advantage, e.n_sampled] for e in episodes])  # [processes * N, 2]

@@ -22,7 +22,8 @@ from engine.settings import flag
 from environments.frozenlake.players import Planner, best_ways, read_lake
 from environments.frozenlake.task import MOVES
 from envs import make_pack, parse_answer
-from eval import EvalConfig, load_policy
+from evaluation.policies import load_policy
+from evaluation.settings import EvalConfig
 from rollout import Episode, Rollout, play, run
 
 ENTRY = re.compile(rf"^- ({'|'.join(MOVES)}): (Direction [1-4]|unknown)$", re.MULTILINE)
@@ -93,14 +94,14 @@ def report(rollouts: list[Rollout]) -> str:
 
 def main() -> None:
     settings = parse_flags(Settings)
-    config = EvalConfig(**asdict(settings))
+    config = EvalConfig(**{**asdict(settings), "policy": [settings.policy]})
     config.validate()
-    policy = load_policy(config)
+    policy = load_policy(settings.policy, config)
     packs = [make_pack(config.env, seed, config.pack_size, config.level) for seed in range(config.packs)]
     with policy.sampling() if isinstance(policy, Policy) else contextlib.nullcontext():
         rollouts = run([play(pack) for pack in packs], policy, "decisions", progress="packs")
     success = [sum(r.of("solve")[j].outcome for r in rollouts) / len(rollouts) for j in range(config.pack_size)]
-    print(f"{config.policy}, {config.packs} packs: success " + " ".join(f"{x:.2f}" for x in success))
+    print(f"{settings.policy}, {config.packs} packs: success " + " ".join(f"{x:.2f}" for x in success))
     print(report(rollouts))
 
 

@@ -4,15 +4,15 @@ python docs/flags.py
 """
 
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from engine.settings import Config  # noqa: E402
-from eval import EvalConfig  # noqa: E402
+from evaluation.settings import EvalConfig  # noqa: E402
 from imitate import ImitateConfig  # noqa: E402
 
 
@@ -20,8 +20,9 @@ def rows(settings: type) -> list[str]:
     """A row of the table for each field of a settings dataclass."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
     for f in fields(settings):
-        default = f"`{f.default:g}`" if isinstance(f.default, float) else f"`{f.default}`" if f.default != "" else ""
-        choices = f"{' / '.join(get_args(f.type))}: " if get_args(f.type) else ""
+        given = "" if f.default is MISSING else f.default  # a list, and empty
+        default = f"`{given:g}`" if isinstance(given, float) else f"`{given}`" if given != "" else ""
+        choices = f"{' / '.join(get_args(f.type))}: " if get_origin(f.type) is Literal else ""
         resumed = " (R)" if f.metadata["may_change"] else ""
         lines.append(f"| `--{f.name.replace('_', '-')}` | {default} | {choices}{f.metadata['help']}{resumed} |")
     return lines

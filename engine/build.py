@@ -44,25 +44,9 @@ def build(config: Config, accelerator: Accelerator):
 
 
 def check_window(policy: Policy, config: Shared) -> None:
-    """Raise BadInput if a conversation could outgrow the model when all replies and hints are as long as allowed.
-
-    Observations are taken to be as long as the longest that the environment's random player meets in 8 packs (as the
-    first one, where there is no such player).
-    """
+    """Raise BadInput if a conversation could outgrow the model when all replies and hints are as long as allowed."""
     for env, level in config.env_levels:
-        episode = next(play(config.pack(0, env, level)))
-        first = episode.messages[-1]["content"]
-        policy.chat.open_turn(episode)
-        player = players(env).get("random")
-        rollouts = run([play(config.pack(seed, env, level)) for seed in range(8)], player) if player else []
-        later = [m["content"] for rollout in rollouts for e in rollout.of("solve") for m in e.messages[3::2]]
-        turns, fixed = episode.task.max_turns, len(episode.ids)
-        fixed += turns * max(policy.chat.turn_length(text) for text in later or [first])
-        replies = turns
-        if config.pack_size > 1:  # an update has all of the task in it, the hint before and the one after
-            update = Episode("update", 0, update_messages("", [], 0.0, ""), "")
-            policy.chat.open_turn(update)
-            fixed, replies = fixed + len(update.ids), replies + 2
+        turns, fixed, replies = longest_conversation(policy, config, env, level)
         if fixed + replies * config.max_reply_tokens > policy.max_length:
             most = (policy.max_length - fixed) // replies
             raise BadInput(
@@ -70,3 +54,31 @@ def check_window(policy: Policy, config: Shared) -> None:
                 f"{fixed + replies * config.max_reply_tokens} tokens, the model has {policy.max_length}; "
                 + (f"at most {most} fit" if most > 0 else "its window is too short")
             )
+
+
+def free_window(policy: Policy, config: Shared, env: str, level: str) -> tuple[int, int]:
+    """(tokens that a conversation leaves free in the model's window, however long its replies are, and tokens of a
+    conversation that are no replies)."""
+    _, fixed, replies = longest_conversation(policy, config, env, level)
+    return policy.max_length - fixed - replies * config.max_reply_tokens, fixed
+
+
+def longest_conversation(policy: Policy, config: Shared, env: str, level: str) -> tuple[int, int, int]:
+    """(turns, tokens that are not sampled, replies and hints of at most max_reply_tokens beside them).
+
+    Observations are taken to be as long as the longest that the environment's random player meets in 8 packs (as the
+    first one, where there is no such player).
+    """
+    episode = next(play(config.pack(0, env, level)))
+    first = episode.messages[-1]["content"]
+    policy.chat.open_turn(episode)
+    player = players(env).get("random")
+    rollouts = run([play(config.pack(seed, env, level)) for seed in range(8)], player) if player else []
+    later = [m["content"] for rollout in rollouts for e in rollout.of("solve") for m in e.messages[3::2]]
+    turns, fixed = episode.task.max_turns, len(episode.ids)
+    fixed += turns * max(policy.chat.turn_length(text) for text in later or [first])
+    if config.pack_size == 1:
+        return turns, fixed, turns
+    update = Episode("update", 0, update_messages("", [], 0.0, ""), "")  # it has all of the task in it,
+    policy.chat.open_turn(update)
+    return turns, fixed + len(update.ids), turns + 2  # the hint before and the one after

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 import transformers
@@ -50,6 +50,8 @@ class OneLineParser(HfArgumentParser):
         """Of a field's metadata, `bounds` and `may_change` (see settings.flag) are not argparse's affair."""
         if options.get("type") in (int, float):
             options["type"] = plain(options["type"])
+        if options.get("nargs") == "+":  # a list may be given by one flag or by several
+            options["action"] = "extend"
         return super().add_argument(*names, **options)
 
     def error(self, message: str):
@@ -80,14 +82,30 @@ def as_flags(settings: type, source: str | Path, values: Any, lines: dict[str, i
     return [f"--{key}={value}" for key, value in values.items() if value is not None]
 
 
-def read_file(file: Path) -> tuple[dict[str, str | None], dict[str, int]]:
+Values = tuple[dict[str, str | None], dict[str, int]]  # of settings by name, as they are written; and their lines
+
+
+def read_file(file: Path) -> Values:
     """The settings in a YAML file (or JSON, which is YAML), each as it is written there, and the numbers of their
     lines. YAML itself would read the name `no` as false, and 010 as 8.
 
     Raises BadInput with the line for what cannot be read or stands there twice.
     """
+    root = read_yaml(file)
+    return read_settings(file, root) if root is not None else ({}, {})
+
+
+def read_list(file: Path) -> list[Values]:
+    """A list of settings in a YAML file, each as `read_file` reads them."""
+    root = read_yaml(file)
+    if not isinstance(root, yaml.SequenceNode) or not root.value:
+        raise BadInput(f"{file}: must hold a list of settings by name, as in `- level: hard`")
+    return [read_settings(file, node) for node in root.value]
+
+
+def read_yaml(file: Path) -> yaml.Node | None:
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{file}, line {mark.line + 1}" if mark else f"{file}"
@@ -96,13 +114,14 @@ def read_file(file: Path) -> tuple[dict[str, str | None], dict[str, int]]:
         raise BadInput(f"{file}: cannot be read as YAML or JSON ({first_line(error)})") from error
     except RecursionError as error:
         raise BadInput(f"{file}: must hold settings by name, and nothing within them") from error
-    if root is None:
-        return {}, {}
-    if not isinstance(root, yaml.MappingNode):
-        raise BadInput(f"{file}, line {root.start_mark.line + 1}: must hold settings by name, as in `steps: 40`")
+
+
+def read_settings(file: Path, node: yaml.Node) -> Values:
+    if not isinstance(node, yaml.MappingNode):
+        raise BadInput(f"{file}, line {node.start_mark.line + 1}: must hold settings by name, as in `steps: 40`")
     values: dict[str, str | None] = {}
     lines: dict[str, int] = {}
-    for key, value in root.value:
+    for key, value in node.value:
         line = key.start_mark.line + 1
         where = f"{file}, line {line}"
         if not isinstance(key, yaml.ScalarNode) or not isinstance(value, yaml.ScalarNode):
@@ -115,6 +134,11 @@ def read_file(file: Path) -> tuple[dict[str, str | None], dict[str, int]]:
     return values, lines
 
 
+def is_given(name: str, argv: list[str]) -> bool:
+    """Whether a flag is among the arguments."""
+    return any(word.partition("=")[0].replace("_", "-") == name.replace("_", "-") for word in argv)
+
+
 def parse_flags(settings: type, argv: list[str] | None = None, defaults: list[str] | None = None) -> Any:
     """An instance of a settings dataclass from [FILE.yaml or FILE.json] and flags; flags win over the file.
 
@@ -125,5 +149,7 @@ def parse_flags(settings: type, argv: list[str] | None = None, defaults: list[st
     if argv and not argv[0].startswith("-") and Path(argv[0]).suffix in (".yaml", ".yml", ".json"):
         file = Path(argv.pop(0))
         given += as_flags(settings, file, *read_file(file))
+    lists = tuple(f"--{f.name}" for f in fields(settings) if get_origin(f.type) is list)  # flags would add to them
+    given = [flag for flag in given if (name := flag.partition("=")[0]) not in lists or not is_given(name, argv)]
     parser = OneLineParser(settings, allow_abbrev=False, usage="%(prog)s [SETTINGS.yaml] [--flag value ...]")
     return settings(**vars(parser.parse_args(given + argv)))

@@ -84,8 +84,10 @@ class Policy(Weights):
         return min(self.settings.max_reply_tokens, self.max_length - len(episode.ids))
 
     def _close(self, draft: Draft) -> Reply:
+        read = len(draft.episode.ids)
         draft.episode.add(draft.ids, draft.logps)
-        return Reply(self.chat.text(draft.ids), len(draft.ids), truncated=draft.ids[-1] not in draft.stops)
+        truncated = draft.ids[-1] not in draft.stops
+        return Reply(self.chat.text(draft.ids), len(draft.ids), truncated=truncated, n_read=read)
 
 
 def free_memory(device: torch.device) -> int:

@@ -37,21 +37,26 @@ def launch(config: Config) -> Accelerator:
     return accelerator
 
 
+def state() -> PartialState:
+    """What accelerate knows of this process and the others."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def device() -> torch.device:
     """Of this process."""
-    return PartialState(cpu=not torch.cuda.is_available()).device
+    return state().device
 
 
 def rank() -> int:
-    return PartialState().process_index
+    return state().process_index
 
 
 def count() -> int:
-    return PartialState().num_processes
+    return state().num_processes
 
 
 def is_main() -> bool:
-    return PartialState().is_main_process
+    return state().is_main_process
 
 
 def say(text: str) -> None:
@@ -63,6 +68,11 @@ def say(text: str) -> None:
 def share(n: int) -> range:
     """Which of n things are this process's."""
     return range(n * rank() // count(), n * (rank() + 1) // count())
+
+
+def wait() -> None:
+    """Until all processes have come this far."""
+    state().wait_for_everyone()
 
 
 def total(values: list[float], dtype: torch.dtype = torch.float32) -> list[float]:

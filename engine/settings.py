@@ -30,7 +30,8 @@ def flag(
     """A field of a settings dataclass, which becomes a command-line flag: its help, what its values are bounded by, and
     whether another value may be given when a run goes on."""
     bounds = {"at_least": at_least, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "bounds": bounds, "may_change": may_change})
+    value = {"default_factory": list} if default == [] else {"default": default}
+    return field(**value, metadata={"help": help, "bounds": bounds, "may_change": may_change})
 
 
 def check_bounds(settings) -> None:
@@ -171,7 +172,8 @@ class Config(Shared):
     eval_every: int = flag(10, "steps between evaluations on validation packs; 0: none", at_least=0, may_change=True)
     eval_packs: int = flag(128, "packs of such an evaluation", at_least=1, below=1e7, may_change=True)
     test_packs: int = flag(512, "packs of the evaluations before and after training", at_least=1, below=1e7)
-    sample_every: int = flag(10, "steps between rollouts written as text", at_least=1, may_change=True)
+    sample_every: int = flag(10, "steps between rollouts kept for report.html", at_least=1, may_change=True)
+    sample_packs: int = flag(1, "packs whose rollouts are kept then", at_least=0, may_change=True)
     checkpoint_every: int = flag(10, "steps between checkpoints", at_least=1, may_change=True)
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "also log there, through accelerate")
     seed: int = flag(0, "seed of the adapter, the training packs and the sampling", at_least=0, below=LARGEST_SEED + 1)

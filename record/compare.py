@@ -15,13 +15,11 @@ import matplotlib
 
 from engine.command_line import command_line
 from engine.errors import BadInput
-from record.files import Metrics, is_run, read_settings
+from record.files import NOT_COMPARED, Metrics, is_run, read_settings
 from record.pictures import STYLES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (after the choice of backend)
-
-NOT_COMPARED = {"seed", "name", "output", "resume", "check", "tracker"}
 
 
 def read(folder: Path) -> tuple[dict, dict[tuple[str, str], dict]]:

@@ -25,6 +25,7 @@ from engine.settings import Config
 # Which packs are played: seeds from 0 on in the evaluations before and after training, from VALIDATION_SEEDS on in
 # those during it, and from TRAIN_SEEDS * (seed + 1) on in training itself.
 VALIDATION_SEEDS, TRAIN_SEEDS = 10**8, 10**9
+NOT_COMPARED = {"seed", "name", "output", "resume", "check", "tracker"}  # in what runs of the same settings may differ
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,6 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (after the choice of backend)
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+plt.style.use("petroff10")  # a colour cycle for the colour-blind, too
+
+MARKERS = "osD^vP*X"  # of successive lines
 # label -> (colour, line); the others take the colour cycle
 STYLES = {"random": ("0.7", ":"), "informed": ("0.5", "-."), "learner": ("0.3", "--")}
 
@@ -64,7 +67,7 @@ def draw_positions(axis, records: list[dict]) -> None:
         at = [position + aside for position in range(len(mean))]
         bars = torch.stack([mean - low, high - mean]).clamp(min=0)  # [2, S]
         options = {"label": drawable(record["label"]), "color": colour, "linestyle": line}
-        axis.errorbar(at, mean, bars, **options, marker="o", capsize=3)
+        axis.errorbar(at, mean, bars, **options, marker=MARKERS[number % len(MARKERS)], capsize=3)
     size = len(records[0]["success"])
     axis.set(xlabel="position in the pack", ylabel="success", ylim=(-0.03, 1.03), xlim=(-0.4, size - 0.6))
     axis.set_xticks(range(size))

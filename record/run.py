@@ -15,6 +15,7 @@ from engine import processes
 from engine.errors import BadInput
 from engine.policy import Policy
 from engine.settings import Config
+from record.browse import write_run_page, write_sample
 from record.files import (
     Metrics,
     load_checkpoint,
@@ -102,14 +103,17 @@ class Run:
     # -- metrics and checkpoints
 
     def log(self, metrics: dict, groups: list[list[Rollout]]) -> None:
-        """A step is done: its metrics, at times a rollout of it as text, a checkpoint where one is due. Raises BadInput
+        """A step is done: its metrics, at times some of its rollouts, a checkpoint where one is due. Raises BadInput
         if training has broken down."""
         self.done += 1
         self.metrics.add(self.done, metrics)
         self.track(metrics)
         processes.say(step_line(self.done, self.config, metrics))
         if processes.is_main() and (self.done == 1 or self.done % self.config.sample_every == 0):
-            write_text(self.folder / "samples" / f"step_{self.done:06d}.txt", as_text(groups[0][0]))
+            sample = self.folder / "samples" / f"step_{self.done:06d}"
+            write_text(sample.with_suffix(".txt"), as_text(groups[0][0]))
+            kept, budget = groups[: self.config.sample_packs], self.config.tokens_per_microbatch
+            write_sample(sample.with_suffix(".json"), f"step {self.done}", kept, self.policy, budget)
         if metrics["broken_format"] == 1:
             processes.say("no task got a reply of the asked-for form, so there is nothing to learn from")
         self.bad_steps = self.bad_steps + 1 if metrics["skipped"] else 0
@@ -148,7 +152,9 @@ class Run:
                     self.policy.model.save_pretrained(adapter)
             except BadInput as error:
                 raise BadInput(f"{error}; the last checkpoint is kept, {self.go_on} tries again") from error
-            report(self.folder, self.config, self.metrics.read())
+            lines = self.metrics.read()
+            report(self.folder, self.config, lines)
+            write_run_page(self.folder, self.config, lines)
         self.accelerator.end_training()
 
 

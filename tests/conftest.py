@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "1000"  # of whatever runs beside each other here
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on every machine the same results
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job in the background; what tests start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import psutil  # noqa: E402
 import pytest  # noqa: E402
@@ -114,6 +118,34 @@ def chat(tokenizer):
     from engine.chat import ChatFormat
 
     return ChatFormat(tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pages in a browser
+
+
+@pytest.fixture(scope="module")  # not longer, so that no browser stays for the other tests
+def chromium(tmp_path_factory):
+    if shutil.which("chromium") is None:
+        pytest.skip("there is no chromium here (on Debian: apt-get install chromium)")
+    from chromium import Chromium
+
+    browser = Chromium(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """A function that opens the page of a report in the browser, and returns the browser."""
+    from record.page import write_page
+
+    def open_page(data, **options):
+        write_page(data, tmp_path / "report.html")
+        chromium.open(tmp_path / "report.html", **options)
+        return chromium
+
+    return open_page
 
 
 # ---------------------------------------------------------------------------------------------------------

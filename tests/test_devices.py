@@ -116,8 +116,11 @@ def test_mixing_devices_is_found():
             on_cpu[elsewhere.long()] = on_cpu
 
 
-@pytest.mark.parametrize("shape, lr, checkpointing", [("small", 5e-3, False), ("Qwen3-0.6B", 2e-5, True)])
-def test_large_models_get_a_lower_learning_rate_and_gradient_checkpointing(shape, lr, checkpointing, on_no_device):
+@pytest.mark.parametrize("shape, lr, checkpointing", [("small", 5e-3, False), ("large", 2e-5, True)])
+def test_large_models_get_a_lower_learning_rate_and_gradient_checkpointing(
+    shape, lr, checkpointing, on_no_device, monkeypatch
+):
+    monkeypatch.setitem(shared.SHAPES, "large", (1024, 1, 3072, 16, True))  # the words alone are above 100 million
     with TwoDevices():
         policy, optimizer = on_no_device(Config(), shape)
         _, given = on_no_device(Config(lr=0.1), shape)

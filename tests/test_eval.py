@@ -19,11 +19,15 @@ from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
 from engine.settings import Config
 from environments.frozenlake.players import LakeLearner, LakeRandom
+from environments.task import Task
 from envs import make_pack
-from eval import evaluate, load_policy, summarise
+from eval import evaluate, load_policy
+from evaluation import playing
+from evaluation.settings import EvalConfig
+from evaluation.statistics import game, summarise
 from record import pictures
 from record.pictures import draw, gap_closed, table
-from rollout import Episode, Penalties, Reply, Rollout, play, run
+from rollout import Episode, Penalties, Reply, Rollout, no_hints, own_hints, play, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,8 +41,12 @@ def rollout_of(outcomes, penalty=0.0):
     episodes = []
     for j, outcome in enumerate(map(float, outcomes)):
         reward = max(0.0, outcome - penalty)
-        episodes.append(Episode("solve", j, [], "", outcome=outcome, reward=reward, replies=[Reply("")]))
+        episodes.append(Episode("solve", j, [], "", outcome=outcome, reward=reward, replies=[Reply("")], task=Task()))
     return Rollout(0, episodes)
+
+
+def summary(label, rollouts):
+    return summarise(label, [game(rollout) for rollout in rollouts])
 
 
 def test_record_by_hand():
@@ -48,7 +56,7 @@ def test_record_by_hand():
     rollouts[0].episodes.insert(1, update)
     rollouts[1].episodes[2].broken_format = True
     rollouts[2].episodes[0].replies = [Reply(""), Reply("", truncated=True), Reply("")]
-    record = summarise("mine", rollouts)
+    record = summary("mine", rollouts)
     assert (record["label"], record["packs"]) == ("mine", 4)
     assert record["success"] == [0.25, 0.75, 0.25]
     assert record["reward"] == [0.25, 0.625, 0.1875]
@@ -58,15 +66,15 @@ def test_record_by_hand():
 
 
 def test_gap_is_last_minus_first():
-    assert summarise("", [rollout_of([0.25, 0, 1]), rollout_of([0, 0, 0.75])])["gap"] == [0.75]
-    assert summarise("", [rollout_of([1, 1, 0])])["gap"] == [-1.0]
-    assert summarise("", [rollout_of([1]), rollout_of([0])])["gap"] == [0.0]  # one position: nothing to compare
+    assert summary("", [rollout_of([0.25, 0, 1]), rollout_of([0, 0, 0.75])])["gap"] == [0.75]
+    assert summary("", [rollout_of([1, 1, 0])])["gap"] == [-1.0]
+    assert summary("", [rollout_of([1]), rollout_of([0])])["gap"] == [0.0]  # one position: nothing to compare
 
 
 def test_intervals_contain_the_mean_and_shrink_with_more_packs():
     widths = []
     for n in (8, 80, 800):
-        record = summarise("", [rollout_of([0, 1, 1]), rollout_of([0, 0, 1]), rollout_of([1, 1, 1])] * n)
+        record = summary("", [rollout_of([0, 1, 1]), rollout_of([0, 0, 1]), rollout_of([1, 1, 1])] * n)
         for key in ("success", "reward", "gap"):
             for low, mean, high in zip(record[f"{key}_low"], record[key], record[f"{key}_high"], strict=True):
                 assert low <= mean <= high
@@ -77,31 +85,31 @@ def test_intervals_contain_the_mean_and_shrink_with_more_packs():
 
 def test_interval_has_the_width_of_a_95_percent_one():
     """Of a mean of n coin flips: 2 * 1.96 * 0.5 / sqrt(n)."""
-    record = summarise("", [rollout_of([0]), rollout_of([1])] * 200)
+    record = summary("", [rollout_of([0]), rollout_of([1])] * 200)
     assert record["success_high"][0] - record["success_low"][0] == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
 
 
 def test_packs_are_resampled_whole():
     """First and last task of a pack always end alike: so sure is the gap, however unsure either is."""
-    record = summarise("", [rollout_of([0, 0]), rollout_of([1, 1])] * 10)
+    record = summary("", [rollout_of([0, 0]), rollout_of([1, 1])] * 10)
     assert record["success_low"][0] < 0.4 < 0.6 < record["success_high"][0]
     assert (record["gap_low"], record["gap"], record["gap_high"]) == ([0.0], [0.0], [0.0])
 
 
 def test_record_is_the_same_every_time():
     rollouts = [rollout_of([k % 2, k % 3 == 0]) for k in range(30)]
-    first = summarise("a", rollouts)
+    first = summary("a", rollouts)
     torch.rand(5)
-    assert summarise("a", rollouts) == first
+    assert summary("a", rollouts) == first
     assert json.loads(json.dumps(first)) == first
 
 
 def test_evaluate_plays_the_packs_it_is_given():
     packs = [make_pack("frozenlake", seed, 3, "tiny") for seed in (4, 2, 9)]
-    for hints in (True, False):
-        rollouts = run([play(pack.fresh(), Penalties(), hints) for pack in packs], LakeLearner())
-        assert evaluate(LakeLearner(), "learner", packs, Penalties(), hints) == summarise("learner", rollouts)
-        assert all(len(rollout.episodes) == (5 if hints else 3) for rollout in rollouts)
+    for next_hint in (own_hints, no_hints):
+        rollouts = run([play(pack.fresh(), Penalties(), next_hint) for pack in packs], LakeLearner())
+        assert evaluate(LakeLearner(), "learner", packs, Penalties(), next_hint) == summary("learner", rollouts)
+        assert all(len(rollout.episodes) == (5 if next_hint is own_hints else 3) for rollout in rollouts)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -210,8 +218,8 @@ def first_logits(policy):
 
 @torch.no_grad()
 def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder):
-    bare = load_policy(script.EvalConfig(policy=str(model_folder), temperature=0.5, max_reply_tokens=7))
-    trained = load_policy(script.EvalConfig(policy=str(run_folder), temperature=0.5, max_reply_tokens=7))
+    bare = load_policy(str(model_folder), EvalConfig(temperature=0.5, max_reply_tokens=7))
+    trained = load_policy(str(run_folder), EvalConfig(temperature=0.5, max_reply_tokens=7))
     assert isinstance(trained, Policy) and (trained.settings.temperature, trained.settings.max_reply_tokens) == (0.5, 7)
     assert not torch.allclose(first_logits(trained), first_logits(bare), atol=0.01)
     with trained.model.disable_adapter():
@@ -219,9 +227,9 @@ def test_policy_of_a_run_is_its_model_with_its_adapter(run_folder, model_folder)
 
 
 def test_policy_may_be_a_player_or_a_model_in_another_precision(model_folder):
-    assert isinstance(load_policy(script.EvalConfig(policy="learner")), LakeLearner)
-    assert isinstance(load_policy(script.EvalConfig(policy="random")), LakeRandom)
-    assert load_policy(script.EvalConfig(policy=str(model_folder), dtype="bfloat16")).model.dtype == torch.bfloat16
+    assert isinstance(load_policy("learner", EvalConfig()), LakeLearner)
+    assert isinstance(load_policy("random", EvalConfig()), LakeRandom)
+    assert load_policy(str(model_folder), EvalConfig(dtype="bfloat16")).model.dtype == torch.bfloat16
 
 
 OUTSIDE = """
@@ -252,7 +260,7 @@ def test_adapter_and_merged_model_load_without_this_project(in_4_bits, run_folde
     command = [sys.executable, "-c", OUTSIDE, model_folder, run_folder / "adapter", tmp_path / "merged"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert script.load_model(str(tmp_path / "merged"))[1].chat_template
+    assert load_model(str(tmp_path / "merged"))[1].chat_template
     with pytest.raises(SystemExit, match="merge_to="):
         call(monkeypatch, "--policy", run_folder, "--merge-to", tmp_path / "merged")
 
@@ -269,7 +277,8 @@ def call(monkeypatch, *argv):
 
 def results(folder):
     assert (folder / "eval.png").read_bytes().startswith(b"\x89PNG")
-    return json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    saved = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    return saved | {"records": [record for setting in saved["settings"] for record in setting["records"]]}
 
 
 def start(*argv, cwd):
@@ -283,7 +292,7 @@ def test_random_player_from_the_shell(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "random" in done.stdout and "learner" in done.stdout and "position 1" in done.stdout
     saved = results(tmp_path / "a" / "b")
-    assert saved["config"]["policy"] == "random" and saved["config"]["packs"] == 3
+    assert saved["config"]["policy"] == ["random"] and saved["config"]["packs"] == 3
     assert [(record["label"], record["packs"]) for record in saved["records"]] == [
         ("random", 3),
         ("informed", 3),
@@ -318,7 +327,7 @@ BAD = {
     "no tokens": (["--policy", "random", "--max-reply-tokens", "0"], ["max_reply_tokens=0"]),
     "no rollouts": (["--policy", "random", "--rollouts-at-once", "-3"], ["rollouts_at_once=-3"]),
     "unknown flag": (["--policy", "random", "--size", "3"], ["--size"]),
-    "unknown context": (["--policy", "random", "--context", "all"], ["--context", "all", "own", "none"]),
+    "unknown context": (["--policy", "random", "--context", "all"], ["context=", "all", "own", "none"]),
     "output is a file": (["--policy", "random", "--packs", "2", "--output", "a-file"], ["a-file"]),
 }
 
@@ -356,7 +365,7 @@ def test_replies_that_cannot_fit_into_the_model_are_refused(model_folder, tmp_pa
         most[context] = int(re.search(r"at most (\d+) fit", raised.value.code)[1])
         assert not (tmp_path / "new").exists()
     assert 0 < most["own"] < most["none"] < 8192
-    policy = load_policy(script.EvalConfig(policy=str(model_folder)))
+    policy = load_policy(str(model_folder), EvalConfig())
     check_window(policy, Config(pack_size=2, max_reply_tokens=most["own"]))  # what training takes, too
     with pytest.raises(BadInput, match=f"at most {most['own']} fit"):
         check_window(policy, Config(pack_size=2, max_reply_tokens=most["own"] + 1))
@@ -366,7 +375,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(tmp_path, monkeypatch
     def fail(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
 
-    monkeypatch.setattr(script, "evaluate", fail)
+    monkeypatch.setattr(playing, "run", fail)
     with pytest.raises(SystemExit) as raised:
         call(monkeypatch, "--policy", "random", "--output", tmp_path / "new")
     assert raised.value.code.startswith("error: CUDA out of memory.") and "--kv-tokens" in raised.value.code
@@ -378,18 +387,18 @@ def test_help_names_every_flag(monkeypatch, capsys):
         call(monkeypatch, "--help")
     assert not raised.value.code
     out = capsys.readouterr().out
-    assert all(f"--{name}" in out for name in vars(script.EvalConfig()))
+    assert all(f"--{name}" in out for name in vars(EvalConfig()))
 
 
 def played_packs(monkeypatch):
     """A list that gets every pack that is evaluated on."""
-    packs, evaluate = [], script.evaluate
+    packs, original = [], playing.play
 
-    def watched(policy, label, given, *rest, **options):
-        packs.extend(given)
-        return evaluate(policy, label, given, *rest, **options)
+    def watched(pack, *rest):
+        packs.append(pack)
+        return original(pack, *rest)
 
-    monkeypatch.setattr(script, "evaluate", watched)
+    monkeypatch.setattr(playing, "play", watched)
     return packs
 
 
@@ -403,7 +412,7 @@ def test_run_is_evaluated_on_its_own_level_unless_told_otherwise(run_folder, tmp
     assert [record["label"] for record in saved["records"]] == ["a-run", "random", "informed", "learner"]
     assert saved["records"][0]["truncated"] > 0 and "truncated" in capsys.readouterr().out
     made.clear()
-    call(monkeypatch, *options, "--level", "tiny")
+    call(monkeypatch, *options, "--seed", 3, "--level", "tiny")
     assert {pack.level for pack in made} == {"tiny"}
     assert results(tmp_path)["config"]["level"] == "tiny"
 
@@ -417,19 +426,19 @@ def test_run_is_played_as_it_was_trained_unless_told_otherwise(run_folder, tmp_p
     (run / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     call(monkeypatch, "--policy", run, "--packs", 2)
-    config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-3")["config"]
+    config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-3x2")["config"]
     assert config == config | of_the_run | {"env": "frozenlake", "level": "train", "seed": 0, "packs": 2}
     (tmp_path / "s.yaml").write_text("temperature: 0.7\npack-size: 2\n", encoding="utf-8")
     call(
         monkeypatch, "s.yaml", "--policy", run, "--packs", 2, "--pack-size", 1, "--ralph", "false", "--context", "none"
     )
-    config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-1-hints-blanked")["config"]
+    config = results(tmp_path / "eval" / "b-run-on-frozenlake-train-1x2")["config"]
     assert config == config | of_the_run | {"temperature": 0.7, "pack_size": 1, "ralph": False}
 
 
 def test_evaluation_is_repeatable_and_its_seed_is_that_of_the_sampling_too(model_folder, tmp_path, monkeypatch):
-    seeds, original = [], script.run
-    monkeypatch.setattr(script, "run", lambda g, p, seed, *a, **o: seeds.append(seed) or original(g, p, seed, *a, **o))
+    seeds, original = [], playing.run
+    monkeypatch.setattr(playing, "run", lambda g, p, seed, **o: seeds.append(seed) or original(g, p, seed, **o))
     options = ["--policy", model_folder, "--packs", 3, "--max-reply-tokens", 5]
     for folder in ("a", "b"):
         call(monkeypatch, *options, "--output", tmp_path / folder)
@@ -439,16 +448,16 @@ def test_evaluation_is_repeatable_and_its_seed_is_that_of_the_sampling_too(model
 
 
 def test_hints_can_be_blanked(tmp_path, monkeypatch):
-    asked = []
-    original = script.play
-    monkeypatch.setattr(script, "play", lambda pack, p, hints: asked.append(hints) or original(pack, p, hints))
+    asked, original = [], playing.play
+    monkeypatch.setattr(playing, "play", lambda pack, p, hint: asked.append(hint) or original(pack, p, hint))
     call(monkeypatch, "--policy", "learner", "--context", "none", "--packs", 40, "--output", tmp_path)
     blanked, *others = results(tmp_path)["records"]
     labels = [blanked["label"], *(record["label"] for record in others)]
-    assert labels == ["learner, hints blanked", "random", "informed", "learner"]
-    assert asked == [False] * 40 + [True] * 120  # the players it is compared with keep their hints
+    assert labels == ["learner, hints blanked", "random", "informed"]
+    assert asked == [own_hints] * 120 + [no_hints] * 40  # the players it is compared with keep their hints
     call(monkeypatch, "--policy", "learner", "--packs", 40, "--output", tmp_path)
     assert results(tmp_path)["records"][0]["success"][3] > blanked["success"][3] + 0.2
+    assert len(asked) == 160  # they had been played before
 
 
 def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
@@ -459,10 +468,10 @@ def test_ralph_loop_is_a_flag(tmp_path, monkeypatch):
 
 def test_length_penalty_is_in_the_reward_only(tmp_path, monkeypatch):
     records = []
-    for coefficient in (0, 0.4):
-        options = ["--policy", "learner", "--packs", 20, "--length-penalty", coefficient, "--output", tmp_path]
+    for name, coefficient in (("a", 0), ("b", 0.4)):
+        options = ["--policy", "learner", "--packs", 20, "--length-penalty", coefficient, "--output", tmp_path / name]
         call(monkeypatch, *options)
-        records.append(results(tmp_path)["records"][0])
+        records.append(results(tmp_path / name)["records"][0])
     assert records[0]["success"] == records[1]["success"] == records[0]["reward"]
     assert all(less < more for less, more in zip(records[1]["reward"], records[0]["reward"], strict=True))
 

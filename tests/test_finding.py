@@ -9,10 +9,10 @@ import pytest
 from doubles import REPO
 
 from engine.errors import BadInput
+from engine.settings import parse_envs
 from environments.frozenlake.players import LakeInformed, LakeLearner, LakeRandom
 from environments.frozenlake.task import FrozenLake
 from envs import ENVS, Task, make_pack, name_of, players, task_class, whole
-from eval import parse_envs
 
 ECHO = """
 from envs import Task

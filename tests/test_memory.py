@@ -21,7 +21,7 @@ def small_shape(monkeypatch):
     """Long enough episodes and few enough words that the layers, the cache and the attention make the peaks."""
     small = {"num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024}
     monkeypatch.setattr(shared, "SHARED", shared.SHARED | small)
-    monkeypatch.setitem(shared.SHAPES, "small", (256, 4, 768, 4, True))
+    monkeypatch.setitem(shared.SHAPES, "small", (256, 2, 768, 4, True))
 
 
 def settings(**changes) -> memory.Settings:

@@ -38,7 +38,8 @@ from engine.models import (
 )
 from engine.policy import Policy
 from engine.settings import Sampling
-from eval import EvalConfig, load_policy
+from evaluation.policies import load_policy
+from evaluation.settings import EvalConfig
 from rollout import play, run
 
 SIZES = {
@@ -182,7 +183,7 @@ def test_evaluation_refuses_a_run_whose_adapter_lacks_weights(model_folder, tmp_
     (tmp_path / "config.json").write_text(f'{{"model": "{model_folder}"}}', encoding="utf-8")
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(BadInput, match="1 of its weights are missing"):
-        load_policy(EvalConfig(policy=str(tmp_path)))
+        load_policy(str(tmp_path), EvalConfig())
 
 
 def test_a_folder_without_all_weights_is_refused_in_one_line(model_folder, tmp_path):

@@ -35,7 +35,7 @@ from engine.models import Lora, LoraLayer, add_adapter, checkpoint_activations, 
 from engine.policy import CONTEXT_FULL, Policy
 from engine.settings import Sampling
 from envs import Pack, make_pack
-from rollout import TOO_LONG, Reply, play, run
+from rollout import TOO_LONG, Reply, no_hints, play, run
 
 MODELS = ["qwen3", "llama", "qwen3 with an adapter"]
 
@@ -152,7 +152,8 @@ def test_replies_come_while_others_are_still_being_sampled(tokenizer):
 
 def sampled(policy, seed, first=0, n=4, at_once=256, start=0):
     """ids and log-probabilities of all episodes of games `start` to n of a run."""
-    results = run([play(pack) for pack in chatter_packs(n)[start:]], policy, seed, first, at_once)
+    games = [play(pack) for pack in chatter_packs(n)[start:]]
+    results = run(games, policy, seed, range(first, first + len(games)), at_once)
     return [[(episode.ids, episode.logps) for episode in result.episodes] for result in results]
 
 
@@ -241,7 +242,7 @@ def test_stop_token_at_the_cap_is_no_cut(tokenizer):
 def test_conversation_longer_than_the_model_allows_ends_with_an_empty_reply(tokenizer):
     model = small_model("llama", tokenizer, stop_bias=3.0, max_position_embeddings=100)
     policy = Policy(model, tokenizer, Sampling(max_reply_tokens=12))
-    results = run([play(pack, hints=False) for pack in chatter_packs(12)], policy, at_once=4)
+    results = run([play(pack, next_hint=no_hints) for pack in chatter_packs(12)], policy, at_once=4)
     prompts_too_long = shortened = 0
     for episode in (episode for result in results for episode in result.episodes):
         check_tokens(tokenizer, episode, 12)

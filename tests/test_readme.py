@@ -45,7 +45,7 @@ def test_the_environment_of_the_readme_can_be_trained_on(tmp_path):
     call("train.py", tmp_path / "third", "--resume", run)
     call("eval.py", tmp_path / "third", "--policy", run, "--packs", "2")
     [written] = (tmp_path / "third" / "eval").iterdir()
-    assert written.name == f"{run.name}-on-guess-tiny-2"
+    assert written.name == f"{run.name}-on-guess-tiny-2x2"
 
 
 def test_readme_is_read_in_ten_minutes():

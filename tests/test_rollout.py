@@ -15,7 +15,7 @@ from environments.frozenlake.task import LAKE_LEVELS, FrozenLake, LakeMap
 from envs import Pack, Task, make_pack, players
 from record.files import write_text
 from record.metrics import as_text
-from rollout import Episode, Penalties, Reply, play, run
+from rollout import Episode, Penalties, Reply, no_hints, play, run
 
 # ---------------------------------------------------------------------------------------------------------
 # One pack, by hand
@@ -278,7 +278,7 @@ def test_episodes_alternate_and_pass_hints_on():
 
 
 def test_without_hints_there_are_no_updates_and_every_task_sees_the_initial_context():
-    result = run([play(make_pack("frozenlake", 1, 3, "tiny"), hints=False)], LakeLearner())[0]
+    result = run([play(make_pack("frozenlake", 1, 3, "tiny"), next_hint=no_hints)], LakeLearner())[0]
     assert [(episode.kind, episode.position) for episode in result.episodes] == [
         ("solve", 0),
         ("solve", 1),

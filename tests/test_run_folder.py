@@ -18,6 +18,8 @@ from engine import processes
 from engine.command_line import parse_flags
 from engine.settings import Config
 from envs import players
+from evaluation.policies import load_policy
+from evaluation.settings import EvalConfig
 from record import pictures
 from record.files import VALIDATION_SEEDS, new_folder
 from record.metrics import as_text
@@ -82,8 +84,8 @@ def test_the_learning_rate_that_is_logged_follows_the_schedule(eventful):
 
 def test_the_picture_and_the_samples(plain, eventful):
     assert (plain / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert list(samples(plain)) == ["step_000001.txt"]
-    assert set(samples(eventful)) == {"step_000001.txt", "step_000002.txt", "step_000004.txt"}
+    assert set(samples(plain)) == {"step_000001.txt", "step_000001.json"}
+    assert set(samples(eventful)) == {f"step_00000{step}.{kind}" for step in (1, 2, 4) for kind in ("txt", "json")}
     text = samples(plain)["step_000001.txt"]
     first, update, second = re.split(r"===== position \d, \w+: reward .* =====", text)[1:]
     assert f"{HINT_HEADING}\n{NO_HINTS_YET}" in first
@@ -104,9 +106,10 @@ def test_a_hint_that_a_policy_wrote_is_shown_in_the_next_task(played):
 def test_eval_of_the_run_repeats_the_evaluation_after_training(context, label, plain, tmp_path):
     argv = ["--policy", plain, "--packs", SMALL["test_packs"], "--context", context, "--output", tmp_path]
     assert run_here(argv, evaluation.main) == 0
-    record = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["records"][0]
+    record = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["settings"][0]["records"][0]
     [logged] = [line["eval"] for line in metrics(plain) if line.get("eval", {}).get("label") == label]
-    assert record | {"label": label, "env": "frozenlake/tiny"} == logged
+    same = {name: record.get(name) for name in logged} | {"label": label, "env": "frozenlake/tiny"}
+    assert logged["success"] and logged == same
 
 
 def test_validation_and_test_packs_are_not_the_same(tmp_path):
@@ -125,7 +128,7 @@ def test_validation_and_test_packs_are_not_the_same(tmp_path):
 
 
 def test_the_adapter_that_is_saved_is_the_one_that_was_trained(plain):
-    policy = evaluation.load_policy(evaluation.EvalConfig(policy=str(plain)))
+    policy = load_policy(str(plain), EvalConfig())
     saved = load_peft_weights(str(plain / "checkpoints" / "step_000004" / "adapter"))
     loaded = {name: weights for name, weights in policy.model.state_dict().items() if "lora_" in name}
     assert {name.replace(".default", ""): weights.tolist() for name, weights in loaded.items()} == {

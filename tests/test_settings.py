@@ -17,7 +17,7 @@ from engine.build import check_window
 from engine.command_line import parse_flags
 from engine.errors import BadInput
 from engine.settings import Config, check_bounds, with_whole_paths
-from eval import EvalConfig
+from evaluation.settings import EvalConfig
 from imitate import ImitateConfig
 
 BAD_SETTINGS = {

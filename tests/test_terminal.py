@@ -19,7 +19,7 @@ from environments.terminal.players import FACTS, TerminalInformed, TerminalLearn
 from environments.terminal.shell import MAX_LINE
 from environments.terminal.task import TERMINAL_LEVELS, Terminal
 from envs import Pack, make_pack, parse_answer
-from rollout import play, run
+from rollout import no_hints, play, run
 
 SINGLE_KINDS = {"upload", "download", "rename", "move", "chmod", "delete", "copy", "pack", "mkdir"}
 COMPOSITE_KINDS = {"pack+upload", "download+extract", "mkdir+upload", "upload+chmod", "upload+delete"}
@@ -444,7 +444,7 @@ def test_learner_gains_by_position_and_is_below_informed_at_first():
 
 def test_learner_without_hints_does_not_gain():
     packs = [make_pack("terminal", seed, 4) for seed in range(150)]
-    rollouts = run([play(pack, hints=False) for pack in packs], TerminalLearner())
+    rollouts = run([play(pack, next_hint=no_hints) for pack in packs], TerminalLearner())
     means = [sum(r.of("solve")[j].outcome for r in rollouts) / len(rollouts) for j in range(4)]
     assert max(means) - min(means) < 0.2 and max(means) < 0.65
 

@@ -28,7 +28,8 @@ from engine.models import REPO, Lora, LoraLayer, add_adapter, load_model, text_d
 from engine.policy import Policy
 from engine.settings import Config, Sampling
 from envs import make_pack
-from eval import EvalConfig, merge
+from eval import merge
+from evaluation.settings import EvalConfig
 from record.files import write_settings
 from rollout import Episode
 
@@ -205,7 +206,7 @@ def saved_and_merged(model, base: Path, folder: Path, ids: torch.Tensor, found: 
     found["stage"] = "merge"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            merge(EvalConfig(policy=str(run), merge_to=str(folder / "merged")))
+            merge(EvalConfig(policy=[str(run)], merge_to=str(folder / "merged")))
     except BadInput as refusal:
         found["merged"] = str(refusal)
         return wrong

@@ -1,0 +1,154 @@
+"""Playing an evaluation: settings x policies x contexts, each on the same packs, and nothing twice."""
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from engine import processes
+from engine.build import check_window, free_window
+from engine.errors import BadInput
+from engine.policy import Policy
+from engine.settings import Shared
+from environments.player import Player
+from envs import name_of, players
+from evaluation.contexts import Context, next_hints
+from evaluation.endpoint import Endpoint
+from evaluation.human import Watched
+from evaluation.policies import fingerprint, merged_seeds, opened
+from evaluation.results import Results
+from evaluation.settings import EvalConfig
+from evaluation.statistics import game
+from evaluation.suites import Setting
+from record.browse import episodes_of
+from record.pictures import STYLES
+from rollout import Rollout, play, run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is played: settings x policies x contexts, on the same packs."""
+
+    config: EvalConfig
+    settings: list[Setting]
+    policies: dict[str, str]  # label -> name
+    contexts: list[Context]
+
+    @property
+    def name(self) -> str:
+        """Of the folder for the results: who plays what."""
+        config = self.config
+        what = f"{name_of(config.env)}-{config.level}-{config.pack_size}x{config.packs}"
+        what = Path(config.suite).stem if config.suite else what
+        seed = f"-seed{config.seed}" if config.seed else ""
+        return re.sub(r"[^\w.=-]+", "_", f"{'-and-'.join(merged_seeds(self.policies))[:120]}-on-{what}{seed}")
+
+    @property
+    def writers(self) -> dict[str, str]:
+        """Policies whose hints are read by others, label -> name; the learner plays everywhere anyway."""
+        names = {context.writer for context in self.contexts} - {"", "learner"}
+        return {name: self.policies.get(name, name) for name in sorted(names)}
+
+    def config_for(self, setting: Setting) -> EvalConfig:
+        return replace(self.config, env=setting.env, level=setting.level, pack_size=setting.pack_size)
+
+    def facts(self) -> dict:
+        """What games have to have in common to be counted together."""
+        config = asdict(self.config)
+        fixed = [f.name for f in fields(Shared) if not f.metadata["may_change"]]
+        settings = {f"setting {setting.name!r}": asdict(setting) for setting in self.settings}
+        shared = {name: config[name] for name in ["seed", *fixed] if name not in ("env", "level", "pack_size", "ralph")}
+        return shared | settings
+
+
+OWN = Context("own", "own")
+
+
+def play_all(plan: Plan, results: Results) -> None:
+    """What has not been played already. First those whose hints others read. Raises BadInput for what cannot be."""
+    if found := sum(map(len, results.games.values())):
+        processes.say(f"{results.folder} holds {found} games, which are not played again")
+    for setting in plan.settings:
+        if any(c.writer == "learner" for c in plan.contexts) and "learner" not in players(setting.env):
+            raise BadInput(f"context='perfect': {name_of(setting.env)} has no learner, whose hints it would show")
+    for label, name in plan.writers.items():
+        play_policy(plan, results, label, name, [OWN])
+    for label, name in plan.policies.items():
+        play_policy(plan, results, label, name, plan.contexts)
+
+
+def play_policy(plan: Plan, results: Results, label: str, name: str, contexts: list[Context]) -> None:
+    with opened(name, plan.config) as policy:
+        parts = [(setting, context) for setting in plan.settings for context in contexts if context.writer != label]
+        for setting, context in parts:
+            room_for_hints(policy, plan.config_for(setting), context)  # nothing is played if something does not fit
+        results.require(plan.facts() | {f"policy {label!r}": fingerprint(policy, plan.config)})
+        for setting in plan.settings:
+            for reference, player in players(setting.env).items():
+                if reference in STYLES and not (plan.config.watch and reference == label and OWN in contexts):
+                    play_part(plan, results, setting, reference, player, OWN)
+        for setting, context in sorted(parts, key=lambda part: part[1] != OWN):  # what it writes itself comes first
+            here = players(setting.env).get(name) if isinstance(policy, Player) else policy
+            if here is not None:  # a scripted player knows one environment, others may have none of its name
+                play_part(plan, results, setting, label, here, context, watch=plan.config.watch)
+
+
+def play_part(
+    plan: Plan, results: Results, setting: Setting, label: str, policy, context: Context, watch: bool = False
+) -> None:
+    """The packs of a setting that this policy has not played yet with this in place of the hints."""
+    config = plan.config_for(setting)
+    part = (setting.name, label, context.name)
+    packs, played = setting.make_packs(config.seed), results.of(part)
+    missing = [number for number in range(len(packs)) if number not in played]
+    if not missing:
+        return
+    if isinstance(policy, Player):  # its random numbers go on from game to game: it begins anew, and plays them all
+        policy, missing = copy.deepcopy(policy), list(range(len(packs)))
+    numbers = [missing[i] for i in processes.share(len(missing))]
+
+    def hints_of(writer: str, number: int) -> list[str]:
+        return results.of((setting.name, writer or label, "own"))[number]["hints"]
+
+    hints = next_hints(context, packs, hints_of, room_for_hints(policy, config, context))
+    player = Watched(policy) if watch else policy
+    at_once = 1 if watch else config.rollouts_at_once
+    if isinstance(policy, Endpoint):  # packs that are finished one after the other are lost by no stop
+        at_once = min(at_once, config.concurrency)
+
+    def finished(number: int, rollout: Rollout) -> None:
+        kept = {"conversations": episodes_of(rollout, policy)} if number < config.keep else {}
+        results.add(part, number, game(rollout) | kept)
+        if watch:
+            player.finished(rollout)
+
+    run(
+        [play(packs[number], config.penalties, hints[number]) for number in numbers],
+        player,
+        seed=f"eval/{config.seed}",
+        numbers=numbers,
+        at_once=at_once,
+        progress=", ".join(part),
+        finished=finished,
+    )
+    results.share()
+
+
+def room_for_hints(policy, config: EvalConfig, context: Context) -> Callable[[str], bool]:
+    """Tells whether a text in place of the hints leaves room for the task. Raises BadInput if conversations could
+    outgrow the policy's window."""
+    if isinstance(policy, Policy):
+        if context.kind not in ("own", "frozen"):
+            config = replace(config, pack_size=1)  # no hints are asked for
+        check_window(policy, config)
+        free, task = free_window(policy, config, config.env, config.level)
+        if context.kind == "transcript" and free < task:
+            raise BadInput(
+                f"context='transcript': a task of {config.env}/{config.level} takes {task} tokens without its replies, "
+                f"and the model's window of {policy.max_length} leaves {max(0, free)} beside another one"
+            )
+        return lambda text: len(policy.chat.encode(text)) <= free
+    if isinstance(policy, Endpoint):  # whose tokens are not known: at least three characters each, half for the task
+        return lambda text: len(text) / 3 <= config.window / 2
+    return lambda text: True

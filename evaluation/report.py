@@ -1,0 +1,181 @@
+"""What an evaluation has found: tables, JSON, pictures and a page, from the games that were played."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from evaluation import tables
+from evaluation.contexts import Context
+from evaluation.results import Results
+from evaluation.statistics import averaged, combination, details, difference, summarise, table_of
+from record.files import write_text
+from record.page import write_page
+from record.pictures import STYLES, draw_positions, drawable, gap_closed
+
+OWN = Context("own", "own")
+WORDS = {
+    "own": "",
+    "none": "hints blanked",
+    "transcript": "transcripts for hints",
+    "shuffled": "hints of another secret",
+    "perfect": "the learner's hints",
+}
+
+
+def titled(label: str, context: Context) -> str:
+    """How a policy with something in place of its hints is called."""
+    words = WORDS.get(context.name)
+    if words is None:
+        words = f"hints of {context.writer}" if context.kind == "from" else f"hint kept after task {context.after}"
+    return f"{label}, {words}" if words else label
+
+
+def records_of(setting: str, policies: dict[str, list[str]], contexts: list[Context], results: Results) -> list[dict]:
+    """A record for each policy and context of a setting, then for the scripted players that are not among them.
+
+    `policies` are titles with the labels that belong to them: several where the seeds of a run are merged.
+    """
+    asked = [(title, group, context) for title, group in policies.items() for context in contexts]
+    references = [(name, [name], OWN) for name in STYLES if name not in policies]
+    records = []
+    for title, group, context in asked + references:
+        parts = [results.of((setting, label, context.name)) for label in group]
+        if not all(parts):  # an environment without this player, or hints of its own
+            continue
+        runs = [[games[number] for number in sorted(games)] for games in parts]
+        games = averaged(runs)
+        record = {
+            "setting": setting,
+            "policy": title,
+            "context": context.name,
+            **summarise(titled(title, context), games),
+        }
+        if len(runs) > 1:
+            means = torch.stack([table_of(run, "success").mean(dim=0) for run in runs])  # [seeds, S]
+            record |= {"seeds": len(runs), "deviation": means.std(dim=0).tolist()}
+        records.append(record | {"details": details([game for run in runs for game in run]), "games": games})
+    return records
+
+
+def compared(records: list[dict]) -> list[dict]:
+    """Paired differences on the same packs: of a policy to the first one, with the same in place of hints; and of what
+    stands in place of hints to what was named first, for the same policy."""
+    at = {(r["policy"], r["context"]): r for r in records}
+    first_policy, first_context = next(iter(at))
+    found = []
+    for (policy, context), record in at.items():
+        for base in ((first_policy, context), (policy, first_context)):
+            if base in at and base != (policy, context):
+                label = f"{record['label']} - {at[base]['label']}"
+                found.append({"label": label, **difference(at[base]["games"], record["games"])})
+    return found
+
+
+def explained(records: list[dict]) -> list[dict]:
+    """How much of the gain of a policy over the first one is play, use of hints and writing of hints: three differences
+    that add up to it. For policies played with own hints, none, and those of the first one."""
+    at = {(r["policy"], r["context"]): r["games"] for r in records}
+    first = records[0]["policy"]
+    found = []
+    for policy in dict.fromkeys(policy for policy, _ in at):
+        needed = [(policy, c) for c in ("own", "none", f"from={first}")] + [(first, "own"), (first, "none")]
+        if policy != first and all(key in at for key in needed):
+            own, none, read, first_own, first_none = (at[key] for key in needed)
+            for what, plus, minus in (
+                ("plays better without hints", [none], [first_none]),
+                (f"uses the hints of {first} better", [read, first_none], [none, first_own]),
+                ("writes better hints", [own], [read]),
+                ("all together", [own], [first_own]),
+            ):
+                found.append({"label": f"{policy}: {what}", **combination(plus, minus)})
+    return found
+
+
+def write_report(
+    results: Results, settings: list, policies: dict[str, list[str]], contexts: list[Context], about: dict
+):
+    """Print the tables; write eval.md, eval.json, eval.png and report.html. `about` are the settings to be shown."""
+    folder, parts, everything = results.folder, [], []
+    for setting in settings:
+        records = records_of(setting.name, policies, contexts, results)
+        own = [record for record in records if record["context"] == "own"]
+        asked = [record for record in records if record["policy"] in policies]
+        found = {"differences": compared(asked), "explained": explained(asked)}
+        everything.append({"name": setting.name, "records": records, **found})
+        parts += [f"## {setting.name}", tables.positions(records), gap_closed(own)]
+        parts += [tables.differences(each) for each in found.values() if each]
+        parts += [tables.formats(asked), tables.details(asked)]
+    if len(settings) > 1:
+        parts.insert(0, tables.overview(everything))
+    text = "\n\n".join(filter(None, parts)) + "\n"
+    print(text if len(settings) == 1 else f"{parts[0]}\n\neach setting by position is in {folder / 'eval.md'}\n")
+    title = ", ".join(policies)
+    draw(everything, folder / "eval.png", title)
+    write_text(folder / "eval.md", f"# {title}\n\n{text}")
+    page = {
+        "title": title,
+        "settings": about,
+        "evaluations": everything,
+        "packs": kept_packs(settings, policies, contexts, results),
+    }
+    for each in everything:
+        each["title"] = each.pop("name")
+        for record in each["records"]:
+            del record["games"]
+    write_page(page, folder / "report.html")
+    saved = {"config": about, "settings": everything}
+    write_text(folder / "eval.json", json.dumps(saved, indent=1) + "\n")
+    print("written: " + ", ".join(str(folder / name) for name in ("eval.json", "eval.md", "eval.png", "report.html")))
+
+
+def kept_packs(settings: list, policies: dict[str, list[str]], contexts: list[Context], results: Results) -> list[dict]:
+    """The packs whose conversations were kept, with those of every policy and context as their rollouts."""
+    found = []
+    for setting in settings:
+        labels = [label for group in policies.values() for label in group]
+        parts = {(label, c): results.of((setting.name, label, c.name)) for label in labels for c in contexts}
+        for number in sorted(
+            {number for games in parts.values() for number, game in games.items() if "conversations" in game}
+        ):
+            rollouts = [
+                {"title": titled(label, context), "episodes": games[number]["conversations"]}
+                for (label, context), games in parts.items()
+                if "conversations" in games.get(number, {})
+            ]
+            found.append({"title": f"{setting.name}, pack {number}", "rollouts": rollouts})
+    return found
+
+
+def panels(setting: dict) -> list[tuple[str, list[dict]]]:
+    """(title, records) of the pictures of a setting: all policies with the first of the contexts, beside the scripted
+    players; and, where there are several contexts, each policy with all of them."""
+    references = [record for record in setting["records"] if record["policy"] in STYLES]
+    asked = [record for record in setting["records"] if record["policy"] not in STYLES] or references
+    first = [record for record in asked if record["context"] == asked[0]["context"]]
+    found = [(setting["name"], first + [record for record in references if record not in first])]
+    for policy in dict.fromkeys(record["policy"] for record in asked):
+        of_policy = [record for record in asked if record["policy"] == policy]
+        if len(of_policy) > 1:
+            found.append((f"{setting['name']}\n{policy}", of_policy))
+    return found
+
+
+def draw(settings: list[dict], path: Path, title: str) -> None:
+    """Success by position, a row of pictures for each setting."""
+    rows = [panels(setting) for setting in settings]
+    across = max(map(len, rows))
+    figure, axes = plt.subplots(len(rows), across, figsize=(5.5 * across, 4.8 * len(rows)), squeeze=False)
+    for row, given in zip(axes, rows, strict=True):
+        for axis, (name, records) in zip(row, given, strict=False):
+            draw_positions(axis, records)
+            axis.set_title(drawable(name), fontsize=10)
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+        for axis in row[len(given) :]:
+            axis.remove()
+    figure.suptitle(drawable(title), fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
