@@ -37,7 +37,7 @@ class Context:
 
 
 def parse(text: str, policies: Mapping[str, str] = MappingProxyType({})) -> list[Context]:
-    """The modes of a list with commas; "own" first, where another one needs it. `policies` (label -> name) are called
+    """The modes of a list with commas; "own" is added where another one needs it. `policies` (label -> name) are called
     by their labels, however they were named. Raises BadInput for what is no mode."""
     label_of = {name: label for label, name in policies.items()}
     found: dict[str, Context] = {}
@@ -54,7 +54,7 @@ def parse(text: str, policies: Mapping[str, str] = MappingProxyType({})) -> list
             found[name] = Context(name, "frozen", after=int(value or 1))
         else:
             raise BadInput(f"context={name!r}: unknown; choose from {NAMES}")
-    if "shuffled" in found:  # it reads what "own" has written
+    if "shuffled" in found and "own" not in found:  # it reads what "own" has written
         found = {"own": Context("own", "own")} | found
     return list(found.values())
 

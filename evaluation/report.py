@@ -16,7 +16,7 @@ from record.pictures import STYLES, draw_positions, drawable, gap_closed
 
 OWN = Context("own", "own")
 WORDS = {
-    "own": "",
+    "own": "own hints",
     "none": "hints blanked",
     "transcript": "transcripts for hints",
     "shuffled": "hints of another secret",
@@ -24,12 +24,16 @@ WORDS = {
 }
 
 
+def words_for(context: Context) -> str:
+    """What stands in place of hints."""
+    if context.kind == "frozen":
+        return f"hint after {context.after} task{'s' if context.after > 1 else ''}, kept"
+    return WORDS.get(context.name, f"hints of {context.writer}")
+
+
 def titled(label: str, context: Context) -> str:
     """How a policy with something in place of its hints is called."""
-    words = WORDS.get(context.name)
-    if words is None:
-        words = f"hints of {context.writer}" if context.kind == "from" else f"hint kept after task {context.after}"
-    return f"{label}, {words}" if words else label
+    return label if context == OWN else f"{label}, {words_for(context)}"
 
 
 def records_of(setting: str, policies: dict[str, list[str]], contexts: list[Context], results: Results) -> list[dict]:
@@ -50,6 +54,7 @@ def records_of(setting: str, policies: dict[str, list[str]], contexts: list[Cont
             "setting": setting,
             "policy": title,
             "context": context.name,
+            "words": words_for(context),
             **summarise(titled(title, context), games),
         }
         if len(runs) > 1:
@@ -127,7 +132,7 @@ def write_report(
     write_page(page, folder / "report.html")
     saved = {"config": about, "settings": everything}
     write_text(folder / "eval.json", json.dumps(saved, indent=1) + "\n")
-    print("written: " + ", ".join(str(folder / name) for name in ("eval.json", "eval.md", "eval.png", "report.html")))
+    print(f"written to {folder}: eval.json, eval.md, eval.png, report.html")
 
 
 def kept_packs(settings: list, policies: dict[str, list[str]], contexts: list[Context], results: Results) -> list[dict]:
@@ -149,14 +154,15 @@ def kept_packs(settings: list, policies: dict[str, list[str]], contexts: list[Co
 
 
 def panels(setting: dict) -> list[tuple[str, list[dict]]]:
-    """(title, records) of the pictures of a setting: all policies with the first of the contexts, beside the scripted
-    players; and, where there are several contexts, each policy with all of them."""
+    """(title, records) of the pictures of a setting: all policies with their own hints (or the first of the contexts),
+    beside the scripted players; and, where there are several contexts, each policy with all of them."""
     references = [record for record in setting["records"] if record["policy"] in STYLES]
     asked = [record for record in setting["records"] if record["policy"] not in STYLES] or references
-    first = [record for record in asked if record["context"] == asked[0]["context"]]
+    shown = "own" if any(record["context"] == "own" for record in asked) else asked[0]["context"]
+    first = [record for record in asked if record["context"] == shown]
     found = [(setting["name"], first + [record for record in references if record not in first])]
     for policy in dict.fromkeys(record["policy"] for record in asked):
-        of_policy = [record for record in asked if record["policy"] == policy]
+        of_policy = [record | {"label": record["words"]} for record in asked if record["policy"] == policy]
         if len(of_policy) > 1:
             found.append((f"{setting['name']}\n{policy}", of_policy))
     return found

@@ -24,7 +24,8 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def with_interval(record: dict, key: str, k: int) -> str:
-    return f"{record[key][k]:.2f} [{record[f'{key}_low'][k]:.2f}, {record[f'{key}_high'][k]:.2f}]"
+    mean, low, high = (round(record[name][k], 2) + 0.0 for name in (key, f"{key}_low", f"{key}_high"))  # no -0.00
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def positions(records: list[dict]) -> str:

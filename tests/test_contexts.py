@@ -136,6 +136,6 @@ def test_what_is_no_mode_ends_in_one_line():
             parse(text)
 
 
-def test_own_hints_come_first_where_others_are_made_of_them():
-    assert [context.name for context in parse("none, shuffled,own")] == ["own", "none", "shuffled"]
-    assert [context.name for context in parse("none,own")] == ["none", "own"]
+def test_own_hints_are_played_too_where_others_are_made_of_them():
+    assert [context.name for context in parse("none, shuffled")] == ["own", "none", "shuffled"]
+    assert [context.name for context in parse("none,shuffled,own")] == ["none", "shuffled", "own"]
