@@ -119,16 +119,12 @@ def write_report(
     title = ", ".join(policies)
     draw(everything, folder / "eval.png", title)
     write_text(folder / "eval.md", f"# {title}\n\n{text}")
-    page = {
-        "title": title,
-        "settings": about,
-        "evaluations": everything,
-        "packs": kept_packs(settings, policies, contexts, results),
-    }
     for each in everything:
         each["title"] = each.pop("name")
         for record in each["records"]:
             del record["games"]
+    page = {"title": title, "settings": about, "packs": kept_packs(settings, policies, contexts, results)}
+    page["evaluations"] = [each | {"differences": each["differences"] + each["explained"]} for each in everything]
     write_page(page, folder / "report.html")
     saved = {"config": about, "settings": everything}
     write_text(folder / "eval.json", json.dumps(saved, indent=1) + "\n")
