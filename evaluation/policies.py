@@ -25,7 +25,7 @@ EMBEDDED, HUMAN = "embedded-policy", "human"
 
 def labels(names: list[str]) -> dict[str, str]:
     """label -> name: the last part of a name where that tells them apart, else all of it."""
-    short = [Path(name).name for name in names]
+    short = [Path(name).name or Path(name).resolve().name for name in names]
     return {last if short.count(last) == 1 else name: name for name, last in zip(names, short, strict=True)}
 
 
