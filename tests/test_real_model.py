@@ -54,7 +54,7 @@ def warm(smollm2):
     """The model after a few steps of imitation."""
     folder = smollm2.parent / "warm"
     argv = f"--model {smollm2} --output {folder} --player clean --level tiny --lora-rank 16 --lr 3e-3 --steps 3"
-    run_main(imitate.main, f"{argv} --packs-per-step 1 --pack-size 2 --tokens-per-microbatch 1024")
+    run_main(imitate.main, f"{argv} --packs-per-step 1 --pack-size 1 --tokens-per-microbatch 1024")
     return folder
 
 
@@ -65,10 +65,10 @@ def run_main(main, arguments):
 
 @torch.no_grad()
 def surprise(folder):
-    """Nats per token of the replies and hints of the clean player, on a pack that no lesson has."""
+    """Nats per token of the replies of the clean player, on a task that no lesson has."""
     policy = Policy(*load_model(str(folder)))
     teacher = imitate.Teacher(Planner(0), policy.chat)
-    episodes = [e for rollout in run([play(make_pack("frozenlake", 0, 2, "tiny"))], teacher) for e in rollout.episodes]
+    episodes = [e for rollout in run([play(make_pack("frozenlake", 0, 1, "tiny"))], teacher) for e in rollout.episodes]
     batches = training_batches(episodes, 1024, policy)
     total = sum(policy.logprobs_of(batch)[0].sum().item() for batch in batches)
     return -total / sum(episode.n_sampled for episode in episodes)
@@ -105,7 +105,8 @@ def test_a_training_step_runs_on_the_warm_model(warm, tmp_path, monkeypatch):
     rewards = random.Random(0)  # of so short replies all would be 0, and then there is no gradient
     monkeypatch.setattr(Penalties, "solve_reward", lambda *_: rewards.random())
     size = "--steps 1 --packs-per-step 1 --group-size 2 --pack-size 2 --max-reply-tokens 24 --test-packs 4"
-    run_main(train.main, f"--model {warm} {size} --tokens-per-microbatch 1024 --lr 1e-4 --output {tmp_path} --name a")
+    rest = f"--sample-packs 0 --tokens-per-microbatch 1024 --lr 1e-4 --output {tmp_path} --name a"
+    run_main(train.main, f"--model {warm} {size} {rest}")
     folder = tmp_path / "a"
     [line] = [values for values in map(json.loads, (folder / "metrics.jsonl").open()) if "eval" not in values]
     assert math.isfinite(line["loss"]) and 0 < line["grad_norm"] < math.inf

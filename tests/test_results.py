@@ -43,7 +43,7 @@ def evaluate_until(argv, games):
     return False
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_evaluation_killed_at_random_and_continued_equals_one_that_was_not(seed, model_folder, tmp_path):
     """A model, scripted players, and modes that read each other's hints; the last line torn, too."""
     argv = ["--policy", model_folder, "--policy", "random", "--pack-size", 2, "--packs", 4, "--max-reply-tokens", 6]
