@@ -193,7 +193,7 @@ def test_sampler_stops_at_either_stop_token():
         model.get_output_embeddings().bias.data[tokenizer.convert_tokens_to_ids(stop)] = 100.0
         [episode] = new_conversations("O")
         take_turns(Policy(model, tokenizer, Sampling(max_reply_tokens=3)), [episode], "")
-        assert episode.replies == [Reply("", 1, False)]
+        assert episode.replies == [Reply("", 1, False, n_read=len(episode.ids) - 1)]
         assert tokenizer.convert_ids_to_tokens(episode.ids[-1]) == stop and episode.mask[-1]
 
 

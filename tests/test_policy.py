@@ -236,7 +236,7 @@ def test_stop_token_at_the_cap_is_no_cut(tokenizer):
     policy = Policy(small_model("qwen3", tokenizer, stop_bias=100.0), tokenizer, Sampling(max_reply_tokens=1))
     [episode] = new_conversations("O")
     take_turns(policy, [episode], "next")
-    assert episode.replies == [Reply("", 1, False)]
+    assert episode.replies == [Reply("", 1, False, n_read=episode.mask.index(True))]
 
 
 def test_conversation_longer_than_the_model_allows_ends_with_an_empty_reply(tokenizer):
