@@ -7,7 +7,7 @@
     python eval.py --policy learner --level train --pack-size 8         a scripted player: random, informed, learner
     python eval.py --policy Qwen/Qwen3-1.7B --level train               any chat model: a folder or a hub name
     python eval.py --policy endpoint --url URL --model NAME             any OpenAI-compatible chat endpoint
-    python eval.py --policy human --env terminal                        play a pack yourself
+    python eval.py --policy human --env terminal --level train          play a pack yourself
     python eval.py --policy runs/NAME --merge-to FOLDER                 no evaluation: write the merged model
 
 Prints tables with bootstrap 95 % intervals and writes them as JSON, markdown, pictures and a page (report.html) into a
