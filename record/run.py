@@ -51,7 +51,9 @@ class Run:
         self.saved = self.done  # the step of the newest checkpoint
         self.bad_steps = 0  # in a row, without a finite gradient
         self.in_step = self.asked_to_stop = self.stopped_together = False
-        self.again: threading.Timer | None = None  # raises a stop once more
+        self.handlers: dict[int, object] = {}  # of signals, as they were before
+        self.again: threading.Thread | None = None  # raises a stop again and again,
+        self.over = threading.Event()  # until the end has come
         n = processes.count()
         launcher = "python" if n == 1 else f"accelerate launch --num_processes {n}"
         self.go_on = f"{launcher} {sys.argv[0]} --resume {self.folder}"
@@ -65,12 +67,15 @@ class Run:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
-                signal.signal(number, self.ask_to_stop)
+                self.handlers[number] = signal.signal(number, self.ask_to_stop)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        self.over.set()
         if self.again:
-            self.again.cancel()
+            self.again.join()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         if kind is KeyboardInterrupt:
             # all processes save together; where this one alone was stopped, the others may be anywhere
             together = self.stopped_together or processes.count() == 1 and not self.in_step
@@ -82,13 +87,20 @@ class Run:
             self.lock.release()
 
     def ask_to_stop(self, number: int, _) -> None:
+        if self.over.is_set():
+            return
         if self.asked_to_stop or not self.in_step:
-            # Python drops what is raised while garbage is collected: it is raised again until the end has come
-            self.again = threading.Timer(0.5, signal.raise_signal, [number])
-            self.again.start()
+            if self.again is None:
+                self.again = threading.Thread(target=self.stop_again, args=[number], daemon=True)
+                self.again.start()
             raise KeyboardInterrupt
         self.asked_to_stop = True
         print("\nstopping after this step with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+
+    def stop_again(self, number: int) -> None:
+        """In a thread of its own, for Python drops what is raised while garbage is collected."""
+        while not self.over.wait(0.5):
+            signal.raise_signal(number)
 
     @contextlib.contextmanager
     def step(self):

@@ -1,5 +1,6 @@
 """Training with several processes, and beside others: together, stopped, at work on one run."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -32,7 +33,9 @@ from training import (
 )
 
 import record.files
+import train
 from engine import start
+from engine.command_line import command_line
 from engine.errors import BadInput
 from engine.settings import Config
 from record.files import new_folder
@@ -194,6 +197,31 @@ def test_a_stop_that_comes_while_garbage_is_collected_is_not_lost(tmp_path, caps
     argv = flags(output=tmp_path, name="a", checkpoint_every=100, eval_packs=1000)
     assert run_until(argv, "evaluate_all", 2, collect) == 130
     assert saved_steps(tmp_path / "a") == ["step_000002"] and len(steps_of(tmp_path / "a")) == 2
+
+
+@pytest.mark.parametrize("stops", [0, 1, 3])
+def test_a_run_leaves_signals_as_they_were(stops, hang_up, tmp_path, monkeypatch, capsys):
+    """However often it was stopped; and nothing is left that would stop what comes after it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    real, ended = train.evaluate_all, []
+
+    def evaluate_all(policy, config, label, *rest):
+        for _ in range(stops * (label == "validation")):
+            with contextlib.suppress(KeyboardInterrupt):  # as a finaliser would
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+        return real(policy, config, label, *rest)
+
+    monkeypatch.setattr(train, "evaluate_all", evaluate_all)
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags(output=tmp_path, name="a", eval_packs=1000)])
+    try:
+        command_line(train.main)
+    except SystemExit as stop:
+        ended.append(stop.code)
+    assert ended == ([130] if stops else [])
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not [thread for thread in threading.enumerate() if "stop_again" in thread.name]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
