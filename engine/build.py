@@ -56,13 +56,6 @@ def check_window(policy: Policy, config: Shared) -> None:
             )
 
 
-def free_window(policy: Policy, config: Shared, env: str, level: str) -> tuple[int, int]:
-    """(tokens that a conversation leaves free in the model's window, however long its replies are, and tokens of a
-    conversation that are no replies)."""
-    _, fixed, replies = longest_conversation(policy, config, env, level)
-    return policy.max_length - fixed - replies * config.max_reply_tokens, fixed
-
-
 def longest_conversation(policy: Policy, config: Shared, env: str, level: str) -> tuple[int, int, int]:
     """(turns, tokens that are not sampled, replies and hints of at most max_reply_tokens beside them).
 

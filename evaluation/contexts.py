@@ -36,6 +36,9 @@ class Context:
     after: int = 0  # of frozen: tasks
 
 
+OWN = Context("own", "own")
+
+
 def parse(text: str, policies: Mapping[str, str] = MappingProxyType({})) -> list[Context]:
     """The modes of a list with commas; "own" is added where another one needs it. `policies` (label -> name) are called
     by their labels, however they were named. Raises BadInput for what is no mode."""
@@ -55,7 +58,7 @@ def parse(text: str, policies: Mapping[str, str] = MappingProxyType({})) -> list
         else:
             raise BadInput(f"context={name!r}: unknown; choose from {NAMES}")
     if "shuffled" in found and "own" not in found:  # it reads what "own" has written
-        found = {"own": Context("own", "own")} | found
+        found = {"own": OWN} | found
     return list(found.values())
 
 

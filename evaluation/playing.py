@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from engine import processes
-from engine.build import check_window, free_window
+from engine.build import check_window, longest_conversation
 from engine.errors import BadInput
 from engine.policy import Policy
 from engine.settings import Shared
 from environments.player import Player
 from envs import name_of, players
-from evaluation.contexts import Context, next_hints
+from evaluation.contexts import OWN, Context, next_hints
 from evaluation.endpoint import Endpoint
 from evaluation.human import Watched
 from evaluation.policies import fingerprint, merged_seeds, opened
@@ -62,7 +62,9 @@ class Plan:
         return shared | settings
 
 
-OWN = Context("own", "own")
+def everything(text: str) -> bool:
+    """Fits."""
+    return True
 
 
 def play_all(plan: Plan, results: Results) -> None:
@@ -80,22 +82,32 @@ def play_all(plan: Plan, results: Results) -> None:
 
 def play_policy(plan: Plan, results: Results, label: str, name: str, contexts: list[Context]) -> None:
     with opened(name, plan.config) as policy:
-        parts = [(setting, context) for setting in plan.settings for context in contexts if context.writer != label]
-        for setting, context in parts:
-            room_for_hints(policy, plan.config_for(setting), context)  # nothing is played if something does not fit
+        parts = [
+            (setting, context, room_for_hints(policy, plan.config_for(setting), context))  # ends here if it cannot be
+            for setting in plan.settings
+            for context in contexts
+            if context.writer != label
+        ]
         results.require(plan.facts() | {f"policy {label!r}": fingerprint(policy, plan.config)})
         for setting in plan.settings:
             for reference, player in players(setting.env).items():
                 if reference in STYLES and not (plan.config.watch and reference == label and OWN in contexts):
                     play_part(plan, results, setting, reference, player, OWN)
-        for setting, context in sorted(parts, key=lambda part: part[1] != OWN):  # what it writes itself comes first
+        for setting, context, fits in sorted(parts, key=lambda part: part[1] != OWN):  # its own hints come first
             here = players(setting.env).get(name) if isinstance(policy, Player) else policy
             if here is not None:  # a scripted player knows one environment, others may have none of its name
-                play_part(plan, results, setting, label, here, context, watch=plan.config.watch)
+                play_part(plan, results, setting, label, here, context, fits, watch=plan.config.watch)
 
 
 def play_part(
-    plan: Plan, results: Results, setting: Setting, label: str, policy, context: Context, watch: bool = False
+    plan: Plan,
+    results: Results,
+    setting: Setting,
+    label: str,
+    policy,
+    context: Context,
+    fits: Callable[[str], bool] = everything,
+    watch: bool = False,
 ) -> None:
     """The packs of a setting that this policy has not played yet with this in place of the hints."""
     config = plan.config_for(setting)
@@ -111,7 +123,7 @@ def play_part(
     def hints_of(writer: str, number: int) -> list[str]:
         return results.of((setting.name, writer or label, "own"))[number]["hints"]
 
-    hints = next_hints(context, packs, hints_of, room_for_hints(policy, config, context))
+    hints = next_hints(context, packs, hints_of, fits)
     player = Watched(policy) if watch else policy
     at_once = 1 if watch else config.rollouts_at_once
     if isinstance(policy, Endpoint):  # packs that are finished one after the other are lost by no stop
@@ -142,13 +154,16 @@ def room_for_hints(policy, config: EvalConfig, context: Context) -> Callable[[st
         if context.kind not in ("own", "frozen"):
             config = replace(config, pack_size=1)  # no hints are asked for
         check_window(policy, config)
-        free, task = free_window(policy, config, config.env, config.level)
-        if context.kind == "transcript" and free < task:
+        if context.kind != "transcript":
+            return everything
+        _, task, replies = longest_conversation(policy, config, config.env, config.level)
+        free = policy.max_length - task - replies * config.max_reply_tokens
+        if free < task:
             raise BadInput(
                 f"context='transcript': a task of {config.env}/{config.level} takes {task} tokens without its replies, "
-                f"and the model's window of {policy.max_length} leaves {max(0, free)} beside another one"
+                f"and the model's window of {policy.max_length} leaves {free} beside another one"
             )
         return lambda text: len(policy.chat.encode(text)) <= free
     if isinstance(policy, Endpoint):  # whose tokens are not known: at least three characters each, half for the task
         return lambda text: len(text) / 3 <= config.window / 2
-    return lambda text: True
+    return everything

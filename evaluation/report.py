@@ -7,14 +7,13 @@ import matplotlib.pyplot as plt
 import torch
 
 from evaluation import tables
-from evaluation.contexts import Context
+from evaluation.contexts import OWN, Context
 from evaluation.results import Results
 from evaluation.statistics import averaged, combination, details, difference, summarise, table_of
 from record.files import write_text
 from record.page import write_page
 from record.pictures import STYLES, draw_positions, drawable, gap_closed
 
-OWN = Context("own", "own")
 WORDS = {
     "own": "own hints",
     "none": "hints blanked",
@@ -51,7 +50,6 @@ def records_of(setting: str, policies: dict[str, list[str]], contexts: list[Cont
         runs = [[games[number] for number in sorted(games)] for games in parts]
         games = averaged(runs)
         record = {
-            "setting": setting,
             "policy": title,
             "context": context.name,
             "words": words_for(context),
@@ -108,7 +106,7 @@ def write_report(
         own = [record for record in records if record["context"] == "own"]
         asked = [record for record in records if record["policy"] in policies]
         found = {"differences": compared(asked), "explained": explained(asked)}
-        everything.append({"name": setting.name, "records": records, **found})
+        everything.append({"title": setting.name, "records": records, **found})
         parts += [f"## {setting.name}", tables.positions(records), gap_closed(own)]
         parts += [tables.differences(each) for each in found.values() if each]
         parts += [tables.formats(asked), tables.details(asked)]
@@ -120,11 +118,17 @@ def write_report(
     draw(everything, folder / "eval.png", title)
     write_text(folder / "eval.md", f"# {title}\n\n{text}")
     for each in everything:
-        each["title"] = each.pop("name")
         for record in each["records"]:
             del record["games"]
     page = {"title": title, "settings": about, "packs": kept_packs(settings, policies, contexts, results)}
-    page["evaluations"] = [each | {"differences": each["differences"] + each["explained"]} for each in everything]
+    page["evaluations"] = [
+        {
+            "title": each["title"],
+            "records": [record | record["details"] for record in each["records"]],
+            "differences": each["differences"] + each["explained"],
+        }
+        for each in everything
+    ]
     write_page(page, folder / "report.html")
     saved = {"config": about, "settings": everything}
     write_text(folder / "eval.json", json.dumps(saved, indent=1) + "\n")
@@ -156,11 +160,11 @@ def panels(setting: dict) -> list[tuple[str, list[dict]]]:
     asked = [record for record in setting["records"] if record["policy"] not in STYLES] or references
     shown = "own" if any(record["context"] == "own" for record in asked) else asked[0]["context"]
     first = [record for record in asked if record["context"] == shown]
-    found = [(setting["name"], first + [record for record in references if record not in first])]
+    found = [(setting["title"], first + [record for record in references if record not in first])]
     for policy in dict.fromkeys(record["policy"] for record in asked):
         of_policy = [record | {"label": record["words"]} for record in asked if record["policy"] == policy]
         if len(of_policy) > 1:
-            found.append((f"{setting['name']}\n{policy}", of_policy))
+            found.append((f"{setting['title']}\n{policy}", of_policy))
     return found
 
 

@@ -61,7 +61,7 @@ def details(records: list[dict]) -> str:
         grades = [name for name in record["details"] if name.startswith("grade_")]
         for name, title in (DETAILS | {name: f"hint: {name.removeprefix('grade_')}" for name in grades}).items():
             values = record["details"][name]
-            if isinstance(values, list) and any(value for value in values):
+            if any(values):
                 cells = ["" if value is None else f"{value:.3g}" for value in values]
                 rows.append([record["label"], title, *[""] * (size - len(cells)), *cells])
     return markdown(["", "mean of", *(f"position {j}" for j in range(size))], rows)
@@ -77,7 +77,7 @@ def overview(settings: list[dict]) -> str:
             first = next(r for r in setting["records"] if r["context"] == record["context"])
             difference = differences.get(f"{record['label']} - {first['label']}")
             success = record["success"]
-            row = [setting["name"], record["label"], str(record["packs"]), with_interval(record, "success", 0)]
+            row = [setting["title"], record["label"], str(record["packs"]), with_interval(record, "success", 0)]
             row += [with_interval(record, "success", -1), f"{sum(success) / len(success):.2f}"]
             rows.append([*row, signed(difference, -1) if difference else ""])
     header = ["setting", "policy", "packs", "first position", "last position", "mean", "mean, minus the first policy's"]

@@ -74,7 +74,9 @@ def test_a_suite_has_an_overview_and_a_picture(tmp_path, capsys):
 def test_conversations_are_kept_for_the_page(tmp_path):
     evaluated(tmp_path, "--policy", "learner", "--packs", 5, "--keep", 2, "--context", "own,none")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    packs = json.loads(re.search('<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)[1])["packs"]
+    data = json.loads(re.search('<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+    packs, records = data["packs"], data["evaluations"][0]["records"]
+    assert [record["turns"] for record in records] == [[1, 1, 1, 1]] * 3  # what the page has tables of
     kinds = [[[episode["kind"] for episode in rollout["episodes"]] for rollout in pack["rollouts"]] for pack in packs]
     assert kinds == [[["solve", "update"] * 3 + ["solve"], ["solve"] * 4]] * 2
 
@@ -96,6 +98,15 @@ def test_runs_that_differ_in_their_seeds_alone_are_merged(tmp_path):
         "other": ["other"],
         "learner": ["learner"],
     }
+
+
+def test_policies_given_by_flags_take_the_place_of_those_in_a_file(tmp_path):
+    (tmp_path / "s.yaml").write_text("policy: random\npacks: 2\n", encoding="utf-8")
+    for flags, expected in ([], ["random"]), (["--policy", "learner", "silent"], ["learner", "silent"]):
+        argv = [tmp_path / "s.yaml", "--env", WORDS, "--output", tmp_path / "out", *flags]
+        assert run_here(argv, script.main) == 0
+        saved = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))
+        assert (saved["config"]["policy"], saved["config"]["packs"]) == (expected, 2)
 
 
 def test_labels_are_as_short_as_they_can_be():
@@ -171,7 +182,7 @@ BAD = {
     "unknown writer": (["--env", WORDS, "--context", "from=nobody"], ["nobody"]),
     "unknown suite": (["--env", WORDS, "--suite", "nightly"], ["suite='nightly'", "quick, paper"]),
     "no file of that name": (["--env", WORDS, "--suite", "none.yaml"], ["none.yaml"]),
-    "no address": (["--env", WORDS, "--policy", "endpoint", "--model", "m"], ["url=''"]),
+    "no address": (["--env", WORDS, "--policy", "endpoint", "--model", "m"], ["url: must look like"]),
     "no model": (["--env", WORDS, "--policy", "endpoint", "--url", "http://127.0.0.1:9"], ["model=''"]),
     "no JSON": (
         ["--env", WORDS, "--policy", "endpoint", "--url", "http://127.0.0.1:9", "--model", "m", "--extra-body", "{"],
