@@ -120,8 +120,9 @@ def assign_advantages(groups: list[list[Rollout]], config: Config) -> list[Episo
 def update(policy: Policy, optimizer, episodes: list[Episode], config: Config, step: int) -> dict:
     """`updates_per_batch` optimiser steps on the episodes; returns metrics (means over the trained tokens).
 
-    Episodes whose advantage is zero are left out of the forward and backward passes where they would add nothing to the
-    gradient; the loss is still a mean over all sampled tokens. If all are zero, all are trained on, for the metrics.
+    Episodes whose advantage is zero are left out of the forward and backward passes, as they add nothing to the
+    gradient (with a KL term they do, and so would any other term of yours); the loss is still a mean over all sampled
+    tokens. If all are zero, all are trained on, for the metrics.
     An update whose gradient is not finite is left out, and counted in "skipped".
     """
     [adapter] = optimizer.param_groups
@@ -163,7 +164,7 @@ def batch_loss(policy: Policy, batch: Batch, n_tokens: float, config: Config) ->
     if config.kl_coef > 0:
         with torch.no_grad(), policy.model.disable_adapter():
             ref_logp, _ = policy.logprobs_of(batch)  # [B, T]
-    logp, entropy = policy.logprobs_of(batch)  # [B, T], [B, T]
+    logp, entropy = policy.logprobs_of(batch)  # [B, T], [B, T]; the entropy has no gradient (engine/weights.py)
     loss, sums = policy_loss(
         logp,
         batch.logps,

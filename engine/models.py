@@ -1,6 +1,7 @@
 """Models from a folder, the hub or a GGUF file, and LoRA adapters on them."""
 
 import logging
+import platform
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -37,9 +38,10 @@ def load_model(
 ):
     """(model, tokenizer) from a folder or a hub name. Raises BadInput in one line if that is not possible.
 
-    dtype auto is as the weights are stored; but float16 becomes bfloat16, as gradients are too small for it.
-    `gguf_file` names a GGUF file in it, whose weights are unpacked (to bfloat16, if dtype is auto). `load_in_4bit`
-    stores the linear layers as NF4 with doubly quantised scales and computes in bfloat16.
+    dtype auto is as the weights are stored; but float16 becomes bfloat16, as gradients are too small for it, and that
+    becomes float32 where a CPU has no instructions for it (it would take many times as long). `gguf_file` names a GGUF
+    file in it, whose weights are unpacked (to bfloat16, if dtype is auto). `load_in_4bit` stores the linear layers as
+    NF4 with doubly quantised scales and computes in bfloat16.
     """
     if not Path(model).exists() and (REPO / model).exists():  # the embedded policy, from any working directory
         model = str(REPO / model)
@@ -60,7 +62,10 @@ def load_model(
         raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):
         raise BadInput(f"model={model!r}: {len(missing)} of its weights are not in its files ({missing[0]} for one)")
-    if dtype == "auto" and loaded.dtype == torch.float16:
+    if dtype == "auto" and not load_in_4bit and loaded.dtype != torch.float32 and slow_bfloat16(device):
+        print("weights in float32, as this CPU has no instructions for bfloat16 (--dtype bfloat16: half of the memory)")
+        loaded.float()
+    elif dtype == "auto" and loaded.dtype == torch.float16:
         return load_model(model, "bfloat16", device, gguf_file, load_in_4bit)
     if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
         loaded.hf_quantizer, loaded.is_quantized = None, False
@@ -75,6 +80,13 @@ def load_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return loaded, tokenizer
+
+
+def slow_bfloat16(device: str | torch.device) -> bool:
+    """Whether it is a CPU of the x86 family without instructions for bfloat16."""
+    if torch.device(device).type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def n_weights(parameter: torch.Tensor) -> int:

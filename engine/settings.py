@@ -84,7 +84,8 @@ class Shared(Sampling):
     length_lo: float = flag(1e6, "reply tokens from which on a reply counts as long", at_least=0)
     length_hi: float = flag(2e6, "reply tokens at which the penalty for long replies is full", at_least=0)
     dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "auto", "weights of the base model; auto: as they are stored, but float16 as bfloat16"
+        "auto",
+        "weights of the base model; auto: as stored, but float16 as bfloat16, and that as float32 on CPUs without it",
     )
     gguf_file: str = flag("", "name of a GGUF file in the model folder, to read the weights from")
     load_in_4bit: bool = flag(False, "QLoRA: linear layers of the base model in 4 bits (NF4, bitsandbytes)")

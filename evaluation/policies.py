@@ -21,6 +21,7 @@ from evaluation.settings import EvalConfig
 from record.files import NOT_COMPARED, is_run, read_settings
 
 EMBEDDED, HUMAN = "embedded-policy", "human"
+PLAYERS = ("random", "informed", "learner")  # names of the players that environments may have
 
 
 def labels(names: list[str]) -> dict[str, str]:
@@ -33,6 +34,9 @@ def load_policy(name: str, config: EvalConfig):
     """The policy of that name: scripted, an endpoint, a person, a run folder with its adapter, or a model as it is."""
     if name in players(config.env):
         return players(config.env)[name]
+    if name in PLAYERS and not Path(name).exists():
+        known = ", ".join(players(config.env)) or "none"
+        raise BadInput(f"policy={name!r}: {config.env} has no such scripted player; it has {known}")
     if name == HUMAN:
         return Human()
     if name == "endpoint":

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from context import NO_HINT_AVAILABLE, NO_HINTS_YET
 from rollout import Rollout
 
 RESAMPLES = 2000
@@ -24,6 +25,7 @@ def game(rollout: Rollout) -> dict:
     asked = [updates.get(j) for j in range(len(tasks) - 1)]
     with_updates = [[task, updates[j]] if j in updates else [task] for j, task in enumerate(tasks)]
     hints = [task.context for task in tasks[1:]]
+    said = ["" if hint in (NO_HINTS_YET, NO_HINT_AVAILABLE) else hint for hint in hints]
     replies = [reply for episode in rollout.episodes for reply in episode.replies]
     played = [task.task for task in tasks]
     return {
@@ -37,8 +39,8 @@ def game(rollout: Rollout) -> dict:
         "thought_tokens": [sum(reply.n_thought for e in both for reply in e.replies) for both in with_updates],
         "cost": [sum(reply.cost for e in both for reply in e.replies) for both in with_updates],
         "hint_tokens": [update.replies[-1].n_tokens if update else 0 for update in asked],
-        "hint_words": [len(hint.split()) for hint in hints],
-        "hint_kept": [kept(before.context, hint) for before, hint in zip(tasks, hints, strict=False)],
+        "hint_words": [len(hint.split()) for hint in said],
+        "hint_kept": [kept(before.context, hint) for before, hint in zip(tasks, said, strict=False)],
         "broken_format": sum(episode.broken_format for episode in rollout.episodes),
         "broken_task": [float(task.broken_format) for task in tasks],
         "episodes": len(rollout.episodes),

@@ -102,14 +102,15 @@ def draw(found: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="several runs in one table and one picture")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--picture", type=Path, default=Path("compare.png"), help="where the picture goes")
+    parser.add_argument("--picture", type=Path, help="where the picture goes; else beside the first run")
     given = parser.parse_args()
+    picture = given.picture or given.runs[0].resolve().parent / "compare.png"
     found = rows(given.runs)
     if not found:
         raise BadInput("these runs have no evaluation yet")
     print(table(found))
-    draw(found, given.picture)
-    print(f"written: {given.picture}")
+    draw(found, picture)
+    print(f"written: {picture}")
 
 
 if __name__ == "__main__":

@@ -43,12 +43,13 @@ def rollout_metrics(groups: list[list[Rollout]], config: Config) -> dict[str, fl
     rollouts = [rollout for group in groups for rollout in group]
     tasks, updates = ([e for rollout in rollouts for e in rollout.of(kind)] for kind in ("solve", "update"))
     single = over_all(tasks, updates)
-    flat = [at for values in listed.values() for at in values] + list(single.values())
+    flat = [*single.values(), *(at for values in listed.values() for at in values)]
     sums = processes.total([x for values in flat for x in (sum(values), len(values))], torch.float64)
+    totals = dict(zip(single, sums[::2], strict=False))
     means = iter([total / max(1, n) for total, n in zip(sums[::2], sums[1::2], strict=True)])
+    alone = {name: next(means) for name in single}
     metrics: dict[str, float | list[float]] = {name: [next(means) for _ in values] for name, values in listed.items()}
-    metrics |= {name: next(means) for name in single}
-    return metrics | {"tokens_sampled": int(sums[-2])}
+    return metrics | alone | {"tokens_sampled": int(totals["tokens_sampled"])}
 
 
 def step_line(step: int, config: Config, metrics: dict) -> str:

@@ -232,6 +232,15 @@ def test_policy_may_be_a_player_or_a_model_in_another_precision(model_folder):
     assert load_policy(str(model_folder), EvalConfig(dtype="bfloat16")).model.dtype == torch.bfloat16
 
 
+WORDS = (Path(__file__).parent / "words.py").read_text("utf-8")
+
+
+def test_a_scripted_player_that_an_environment_lacks_is_not_looked_for_on_the_hub(tmp_path):
+    (tmp_path / "mute.py").write_text(WORDS.replace("PLAYERS", "OTHERS"), encoding="utf-8")
+    with pytest.raises(BadInput, match="policy='learner': .*mute.py has no such scripted player; it has none"):
+        load_policy("learner", EvalConfig(env=str(tmp_path / "mute.py")))
+
+
 OUTSIDE = """
 import sys, torch
 from peft import PeftModel

@@ -197,6 +197,21 @@ def test_a_folder_without_all_weights_is_refused_in_one_line(model_folder, tmp_p
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("slow", "dtype", "want"),
+    [(True, "auto", torch.float32), (False, "auto", torch.bfloat16), (True, "bfloat16", torch.bfloat16)],
+)
+def test_a_cpu_without_bfloat16_computes_in_single_precision(
+    slow, dtype, want, model_folder, tmp_path, monkeypatch, capsys
+):
+    for stored in (torch.bfloat16, torch.float16):
+        model, tokenizer = load_model(str(model_folder))
+        folder = saved(model.to(stored), tokenizer, tmp_path / str(stored))
+        monkeypatch.setattr("engine.models.slow_bfloat16", lambda device: slow)
+        assert load_model(folder, dtype)[0].dtype == want
+        assert ("float32" in capsys.readouterr().out) == (want == torch.float32)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Merging for good
 

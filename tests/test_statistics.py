@@ -15,7 +15,7 @@ from environments.frozenlake.players import LakeLearner
 from envs import make_pack
 from evaluation.report import compared, explained
 from evaluation.statistics import averaged, combination, details, difference, game, interval, summarise
-from rollout import Reply, play, run
+from rollout import Reply, no_hints, play, run
 
 
 def games(successes):
@@ -158,6 +158,12 @@ def test_what_is_kept_of_a_game_by_hand():
     assert (found["broken_format"], found["episodes"], found["broken_task"]) == (2, 3, [1.0, 1.0])
     assert (found["truncated"], found["replies"], found["thought_tokens"], found["cost"]) == (1, 4, [3, 0], [0.75, 0])
     assert found["hints"] == ["- a: b\n(no hints yet)"] and len(found["grades"]) == 1
+
+
+def test_no_hint_has_no_words():
+    rollouts = run([play(make_pack("frozenlake", 0, 3, "tiny"), next_hint=no_hints)], LakeLearner())
+    found = game(rollouts[0])
+    assert found["hint_words"] == [0, 0] and found["hint_kept"] == [0, 0] and found["hints"] == ["(no hints yet)"] * 2
 
 
 def survives(pack):
