@@ -58,6 +58,7 @@ class Episode:
     reward: float = 0.0  # what is trained on: outcome with the length penalty, or the update's format reward
     ret: float = 0.0  # its return, and
     advantage: float = 0.0  # its advantage, set by the trainer
+    advantages: list[float] = field(default_factory=list)  # that of every token, where they differ (distillation)
     broken_format: bool = False  # a reply that could not be read ended the task, or the hint could not be read
     replies: list[Reply] = field(default_factory=list)
     task: Task | None = None  # that is being played or has just been played, for players that know what is hidden

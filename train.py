@@ -4,6 +4,7 @@
     python train.py --model Qwen/Qwen3-1.7B --level train ...  any Hugging Face chat model, with LoRA
     python train.py settings.yaml --lr 1e-3                    settings from a file; flags win over it
     python train.py --resume runs/NAME                         go on with an interrupted run, exactly
+    python train.py --teachers ENV/LEVEL=RUN,...               distil runs on the same model into one, without rewards
     python train.py --check --model ...                        can this model be trained here? (engine/check.py)
     accelerate launch --num_processes 2 train.py ...           on two GPUs; each plays its share of the packs
 
@@ -33,9 +34,10 @@ from engine.check import full_check, short_check
 from engine.command_line import command_line, parse_flags
 from engine.policy import Policy
 from engine.settings import Config, with_whole_paths
+from engine.teachers import add_teachers, assign_gaps
 from eval import evaluate_all, evaluate_players
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
-from record.files import TRAIN_SEEDS, resumed_settings
+from record.files import TRAIN_SEEDS, resumed_settings, teacher_adapters
 from record.metrics import rollout_metrics
 from record.run import Run, phase
 from rollout import BAR_DELAY, Episode, Rollout, no_hints, play, run
@@ -66,8 +68,11 @@ def training_step(policy: Policy, optimizer, config: Config, step: int) -> tuple
     with phase("rollout", "lower --kv-tokens (or use --load-in-4bit)", policy.device, usage):
         groups = collect(policy, config, step)
     with phase("train", "lower --tokens-per-microbatch (or use --load-in-4bit)", policy.device, usage):
-        episodes = assign_advantages(groups, config)
-        metrics = rollout_metrics(groups, config) | update(policy, optimizer, episodes, config, step)
+        if config.teachers:
+            episodes, gaps = assign_gaps(policy, groups, config)
+        else:
+            episodes, gaps = assign_advantages(groups, config), {}
+        metrics = rollout_metrics(groups, config) | gaps | update(policy, optimizer, episodes, config, step)
         if config.kl_coef == 0:  # else the loss has measured it
             metrics["kl"] = divergence(policy, episodes, config)
     speed = {
@@ -135,7 +140,7 @@ def update(policy: Policy, optimizer, episodes: list[Episode], config: Config, s
     for part in range(config.updates_per_batch):
         minibatch = [episode for episode in episodes[part :: config.updates_per_batch] if episode.n_sampled]
         n_tokens = max(1, processes.total([sum(episode.n_sampled for episode in minibatch)], torch.int64)[0])
-        if config.kl_coef == 0:
+        if config.kl_coef == 0 and not config.teachers:
             minibatch = [episode for episode in minibatch if episode.advantage != 0] or minibatch
         batches = training_batches(minibatch, config.tokens_per_microbatch, policy)
         for batch in tqdm(batches, desc="training", disable=None, delay=BAR_DELAY, leave=False):
@@ -223,7 +228,9 @@ def main() -> None:
     config.validate()
     began = time.perf_counter()
     accelerator = processes.launch(config)
+    taught = teacher_adapters(config)
     policy, optimizer = build(config, accelerator)
+    add_teachers(policy, taught)
     pack = dataclasses.replace(config, pack_size=min(2, config.pack_size)).pack(0)
     if config.check:
         return full_check(policy, pack)

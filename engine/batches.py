@@ -106,7 +106,7 @@ class Batch:
     ids: Tensor  # [B, T]
     mask: Tensor  # [B, T], true where sampled
     logps: Tensor  # [B, T], when sampled
-    advantages: Tensor  # [B, T], its episode's at every token
+    advantages: Tensor  # [B, T], its episode's at every token, or its own
     prefix: int  # first tokens that all rows have in common, and that are read once; 0: none
     n_tokens: int  # without padding
 
@@ -128,7 +128,8 @@ def one_batch(episodes: list[Episode], policy) -> Batch:
 
 def batch_of(episodes: list[Episode], prefix: int, device) -> Batch:
     ids, mask, logps = pad_batch(episodes, device)  # [B, T] each
-    advantages = torch.tensor([[episode.advantage] for episode in episodes], device=device).expand(ids.shape)  # [B, T]
+    rows = [torch.tensor(e.advantages or [e.advantage] * len(e.ids)) for e in episodes]  # [T] each
+    advantages = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # [B, T]
     return Batch(ids, mask, logps, advantages, prefix, sum(len(episode.ids) for episode in episodes))
 
 

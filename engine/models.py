@@ -221,16 +221,18 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
 
 
 @torch.no_grad()
-def read_adapter(model: PeftModel, folder: Path) -> None:
-    """Give the model's adapter the weights saved in `folder`. Raises BadInput if these cannot be read, or belong to
-    another model."""
+def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
+    """Give the model's adapter of that name the weights saved in `folder`. Raises BadInput if these cannot be read, or
+    belong to another model."""
     try:
         if not (folder / "adapter_model.safetensors").exists():  # else peft would look for it on the hub
             raise FileNotFoundError("it has no adapter_model.safetensors")
         saved = {name: value for name, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in name}
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise BadInput(f"{folder}: this adapter cannot be read ({first_line(error)})") from error
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)  # the parameters themselves, by those names
+    own = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=False
+    )  # the parameters themselves, by those names
     own = {name: value for name, value in own.items() if "lora_" in name}
     missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
     other = sorted(name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape)

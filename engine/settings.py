@@ -14,7 +14,7 @@ from engine.errors import BadInput
 from envs import Pack, make_pack, name_of, whole
 from rollout import Penalties
 
-NOT_IN_NAMES = "env level envs seed name output resume check tracker test_packs".split()  # of run folders
+NOT_IN_NAMES = "env level envs teachers seed name output resume check tracker test_packs".split()  # of run folders
 LARGEST_SEED = 2**32 - 1  # of numpy, which is seeded, too
 REPO = Path(__file__).resolve().parents[1]
 
@@ -141,7 +141,9 @@ class Config(Shared):
     envs: str = flag("", "several environments instead, ENV/LEVEL=SHARE each, as in frozenlake/train=2,alchemy/train=1")
     steps: int = flag(40, "training steps", at_least=1, below=1e7, may_change=True)
     packs_per_step: int = flag(16, "packs (groups) in a step, over all processes", at_least=1)
-    group_size: int = flag(8, "G, rollouts of each pack; one alone would have no group baseline", at_least=2)
+    group_size: int = flag(
+        8, "G, rollouts of each pack; 1, which has no group baseline, with --teachers only", at_least=1
+    )
     # rewards
     hint_penalty: float = flag(0.1, "h, taken off for a hint update that cannot be read", at_least=0)
     # credit assignment
@@ -149,6 +151,9 @@ class Config(Shared):
     window: int = flag(2, "terms of --credit window", at_least=1)
     gamma: float = flag(0.9, "discount of --credit discount", above=0)
     rebalance: bool = flag(True, "re-weight a batch whose token-weighted mean advantage is negative")
+    teachers: str = flag(
+        "", "distillation instead of rewards: runs on the same model as teachers, ENV/LEVEL=RUN,ENV/LEVEL=RUN,..."
+    )
     # policy loss
     clip: Literal["one-side", "two-side", "none"] = flag("one-side", "which tokens the clip drops")
     clip_eps: float = flag(0.2, "half-width of the clip range of the probability ratio", above=0)
@@ -186,6 +191,11 @@ class Config(Shared):
     def validate(self) -> None:
         super().validate()
         rollouts = self.packs_per_step * self.group_size
+        if self.group_size == 1 and not self.teachers:
+            raise BadInput("group_size=1: must be at least 2, for one rollout alone has no group baseline")
+        if untaught := [f"{env}/{level}" for env, level in self.env_levels if (env, level) not in self.taught]:
+            if self.teachers:
+                raise BadInput(f"teachers={self.teachers!r}: there is none for {untaught[0]}")
         if rollouts > 10**6:
             raise BadInput(f"group_size={self.group_size}: a step would have {rollouts:,} rollouts; at most 1,000,000")
         episodes = rollouts * (2 * self.pack_size - 1)
@@ -206,14 +216,21 @@ class Config(Shared):
         return Penalties(self.length_penalty, self.length_lo, self.length_hi, self.hint_penalty)
 
     @property
+    def taught(self) -> dict[tuple[str, str], str]:
+        """(environment, level) -> the run that teaches it."""
+        return parse_teachers(self.teachers) if self.teachers else {}
+
+    @property
     def cycle(self) -> list[tuple[str, str]]:
-        return parse_envs(self.envs) if self.envs else super().cycle
+        return parse_envs(self.envs) if self.envs else list(self.taught) or super().cycle
 
     @property
     def base_name(self) -> str:
         """Name of the run folder, where none is given and no other run has it: what is played, which settings that
         matter to the outcome are not the defaults, and the seed."""
-        played = "mixed" if self.envs else f"{name_of(self.env)}-{self.level}"
+        env, level = self.cycle[0]
+        played = "mixed" if self.envs or len(self.cycle) > 1 else f"{name_of(env)}-{level}"
+        played += "-distilled" if self.teachers else ""
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in NOT_IN_NAMES]
         changed = [f for f in changed if not f.metadata["may_change"] or f.name in ("steps", "lr", "grad_clip")]
         words = [f"{f.name}={Path(str(getattr(self, f.name))).name}" for f in changed]
@@ -228,7 +245,23 @@ def with_whole_paths(config: Config) -> Config:
     if Path(model).is_dir():
         path = Path(model).resolve()
         model = path.relative_to(REPO).as_posix() if path.is_relative_to(REPO) else str(path)
-    return replace(config, model=model, env=whole(config.env))
+    taught = config.taught.items()
+    teachers = ",".join(f"{env}/{level}={Path(run).resolve()}" for (env, level), run in taught)
+    return replace(config, model=model, env=whole(config.env), teachers=teachers)
+
+
+def parse_teachers(text: str) -> dict[tuple[str, str], str]:
+    """ENV/LEVEL=RUN,...: (environment, level) -> run folder."""
+    found: dict[tuple[str, str], str] = {}
+    for part in text.split(","):
+        name, _, run = part.strip().partition("=")
+        env, _, level = name.partition("/")
+        if not env or not level or "/" in level or not run:
+            raise BadInput(f"teachers={text!r}: {part.strip()!r} must have the form ENV/LEVEL=RUN")
+        if (env, level) in found:
+            raise BadInput(f"teachers={text!r}: {name} has two teachers")
+        found[env, level] = run
+    return found
 
 
 def parse_envs(text: str) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from engine.errors import BadInput, first_line
 from engine.models import read_adapter
 from engine.policy import Policy
 from engine.settings import Config
+from engine.teachers import STUDENT
 
 # Which packs are played: seeds from 0 on in the evaluations before and after training, from VALIDATION_SEEDS on in
 # those during it, and from TRAIN_SEEDS * (seed + 1) on in training itself.
@@ -68,6 +69,25 @@ def read_settings(folder: Path) -> dict:
     if not isinstance(settings, dict):
         raise BadInput(f"{folder / 'config.json'}: must hold settings by name")
     return settings
+
+
+def teacher_adapters(config: Config) -> dict[str, Path]:
+    """ "ENV/LEVEL" -> the adapter of the run that teaches it. Raises BadInput unless it has ended, on this model."""
+    found = {}
+    for (env, level), run in config.taught.items():
+        where = f"teachers: {env}/{level}={run}"
+        if not is_run(Path(run)):
+            raise BadInput(f"{where}: not a run folder (no config.json and metrics.jsonl in it)")
+        settings = read_settings(Path(run))
+        for name in ("model", "gguf_file"):
+            if settings.get(name, "") != getattr(config, name):
+                raise BadInput(
+                    f"{where}: its {name} is {settings.get(name, '')!r}, that of the student {getattr(config, name)!r}"
+                )
+        found[f"{env}/{level}"] = Path(run) / "adapter"
+        if not (found[f"{env}/{level}"] / "adapter_config.json").exists():
+            raise BadInput(f"{where}: this run has not ended; go on with it by --resume {run}")
+    return found
 
 
 def resumed_settings(folder: Path) -> Config:
@@ -217,7 +237,7 @@ def save_checkpoint(folder: Path, step: int, metric_lines: int, policy: Policy, 
         accelerator.save_state(str(temporary))  # optimiser and random states
         accelerator.wait_for_everyone()
         if processes.is_main():
-            policy.model.save_pretrained(temporary / "adapter")
+            policy.model.save_pretrained(temporary / "adapter", selected_adapters=[STUDENT])
             state = {"step": step, "metric_lines": metric_lines, "processes": processes.count()}
             write_text(temporary / "state.json", json.dumps(state | {"files": checksums(temporary)}) + "\n")
     except Exception as error:  # the writers below torch and safetensors raise errors of their own for a full disk

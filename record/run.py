@@ -15,6 +15,7 @@ from engine import processes
 from engine.errors import BadInput
 from engine.policy import Policy
 from engine.settings import Config
+from engine.teachers import STUDENT
 from record.browse import write_run_page, write_sample
 from record.files import (
     Metrics,
@@ -161,7 +162,7 @@ class Run:
         if processes.is_main():
             try:
                 with whole_folder(self.folder / "adapter") as adapter:
-                    self.policy.model.save_pretrained(adapter)
+                    self.policy.model.save_pretrained(adapter, selected_adapters=[STUDENT])
             except BadInput as error:
                 raise BadInput(f"{error}; the last checkpoint is kept, {self.go_on} tries again") from error
             lines = self.metrics.read()
