@@ -33,7 +33,7 @@ from engine.build import build
 from engine.check import full_check, short_check
 from engine.command_line import command_line, parse_flags
 from engine.policy import Policy
-from engine.settings import Config, with_whole_paths
+from engine.settings import Config, with_teachers, with_whole_paths
 from engine.teachers import add_teachers, assign_gaps
 from eval import evaluate_all, evaluate_players
 from grpo import episode_returns, group_advantages, policy_loss, rebalance
@@ -221,7 +221,7 @@ def divergence(policy: Policy, episodes: list[Episode], config: Config) -> float
 
 
 def main() -> None:
-    config = with_whole_paths(parse_flags(Config))
+    config = with_teachers(with_whole_paths(parse_flags(Config)))
     folder = Path(config.resume) if config.resume else None
     if folder:
         config = resumed_settings(folder)

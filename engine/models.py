@@ -18,6 +18,8 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, an
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
 
+STUDENT = "default"  # peft's name for the adapter that is trained
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -221,7 +223,7 @@ def add_adapter(model, lora: Lora = Lora(), folder: Path | None = None) -> PeftM
 
 
 @torch.no_grad()
-def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
+def read_adapter(model: PeftModel, folder: Path, adapter: str = STUDENT) -> None:
     """Give the model's adapter of that name the weights saved in `folder`. Raises BadInput if these cannot be read, or
     belong to another model."""
     try:
@@ -230,9 +232,8 @@ def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
         saved = {name: value for name, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in name}
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise BadInput(f"{folder}: this adapter cannot be read ({first_line(error)})") from error
-    own = get_peft_model_state_dict(
-        model, adapter_name=name, save_embedding_layers=False
-    )  # the parameters themselves, by those names
+    # the parameters themselves, by those names
+    own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     own = {name: value for name, value in own.items() if "lora_" in name}
     missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
     other = sorted(name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape)

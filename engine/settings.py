@@ -222,15 +222,13 @@ class Config(Shared):
 
     @property
     def cycle(self) -> list[tuple[str, str]]:
-        return parse_envs(self.envs) if self.envs else list(self.taught) or super().cycle
+        return parse_envs(self.envs) if self.envs else super().cycle
 
     @property
     def base_name(self) -> str:
         """Name of the run folder, where none is given and no other run has it: what is played, which settings that
         matter to the outcome are not the defaults, and the seed."""
-        env, level = self.cycle[0]
-        played = "mixed" if self.envs or len(self.cycle) > 1 else f"{name_of(env)}-{level}"
-        played += "-distilled" if self.teachers else ""
+        played = "distilled" if self.teachers else "mixed" if self.envs else f"{name_of(self.env)}-{self.level}"
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in NOT_IN_NAMES]
         changed = [f for f in changed if not f.metadata["may_change"] or f.name in ("steps", "lr", "grad_clip")]
         words = [f"{f.name}={Path(str(getattr(self, f.name))).name}" for f in changed]
@@ -245,9 +243,15 @@ def with_whole_paths(config: Config) -> Config:
     if Path(model).is_dir():
         path = Path(model).resolve()
         model = path.relative_to(REPO).as_posix() if path.is_relative_to(REPO) else str(path)
-    taught = config.taught.items()
-    teachers = ",".join(f"{env}/{level}={Path(run).resolve()}" for (env, level), run in taught)
-    return replace(config, model=model, env=whole(config.env), teachers=teachers)
+    return replace(config, model=model, env=whole(config.env))
+
+
+def with_teachers(config: Config) -> Config:
+    """The same settings with whole paths of the teachers; what they teach is played, where `envs` does not say."""
+    if not config.teachers:
+        return config
+    teachers = ",".join(f"{env}/{level}={Path(run).resolve()}" for (env, level), run in config.taught.items())
+    return replace(config, teachers=teachers, envs=config.envs or ",".join(map("/".join, config.taught)))
 
 
 def parse_teachers(text: str) -> dict[tuple[str, str], str]:

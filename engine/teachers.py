@@ -15,12 +15,10 @@ from peft import LoraConfig
 from engine import processes
 from engine.batches import batch_of, micro_batches
 from engine.errors import BadInput, first_line
-from engine.models import LoraLayer, read_adapter
+from engine.models import STUDENT, LoraLayer, read_adapter
 from engine.policy import Policy
 from engine.settings import Config
 from rollout import Episode, Rollout
-
-STUDENT = "default"  # peft's name for the adapter that is trained
 
 
 def add_teachers(policy: Policy, folders: dict[str, Path]) -> None:

@@ -18,10 +18,9 @@ from filelock import FileLock, Timeout
 from engine import processes
 from engine.command_line import as_flags, parse_flags
 from engine.errors import BadInput, first_line
-from engine.models import read_adapter
+from engine.models import STUDENT, read_adapter
 from engine.policy import Policy
 from engine.settings import Config
-from engine.teachers import STUDENT
 
 # Which packs are played: seeds from 0 on in the evaluations before and after training, from VALIDATION_SEEDS on in
 # those during it, and from TRAIN_SEEDS * (seed + 1) on in training itself.

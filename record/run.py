@@ -13,9 +13,9 @@ from accelerate import Accelerator
 
 from engine import processes
 from engine.errors import BadInput
+from engine.models import STUDENT
 from engine.policy import Policy
 from engine.settings import Config
-from engine.teachers import STUDENT
 from record.browse import write_run_page, write_sample
 from record.files import (
     Metrics,

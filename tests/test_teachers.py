@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from engine.batches import batch_of
 from engine.errors import BadInput
 from engine.models import Lora, add_adapter, load_model
 from engine.policy import Policy
-from engine.settings import Config, parse_teachers
+from engine.settings import Config, parse_teachers, with_teachers
 from engine.teachers import add_teachers, assign_gaps, teaching
 from grpo import policy_loss
 
@@ -96,7 +97,7 @@ def teachers(tmp_path_factory):
 
 def test_advantages_are_those_of_the_teacher_of_the_environment(teachers):
     """Against each teacher loaded by itself; every token that was sampled, and no other."""
-    config = replace(PLAYED, teachers=",".join(f"{env}={run}" for env, run in teachers.items()))
+    config = with_teachers(replace(PLAYED, teachers=",".join(f"{env}={run}" for env, run in teachers.items())))
     policy = student(config, teachers)
     groups = train.collect(policy, config, 0)
     before = trained_weights(policy)
@@ -123,7 +124,7 @@ def test_advantages_are_those_of_the_teacher_of_the_environment(teachers):
 
 
 def test_a_batch_takes_every_token_s_own_advantage(teachers):
-    config = replace(PLAYED, teachers=f"{TINY}={teachers[TINY]}", packs_per_step=2)
+    config = with_teachers(replace(PLAYED, teachers=f"{TINY}={teachers[TINY]}", packs_per_step=2))
     policy = student(config, {TINY: teachers[TINY]})
     episodes, _ = assign_gaps(policy, train.collect(policy, config, 0), config)
     one, other = sorted(episodes, key=lambda e: len(e.ids))[:: len(episodes) - 1]
@@ -136,7 +137,7 @@ def test_a_batch_takes_every_token_s_own_advantage(teachers):
 
 def test_a_teacher_that_is_the_student_teaches_nothing(tmp_path):
     run = a_run(tmp_path / "same", size=0.0)  # a fresh adapter changes nothing, whatever its rank
-    config = replace(PLAYED, teachers=f"{TINY}={run}")
+    config = with_teachers(replace(PLAYED, teachers=f"{TINY}={run}"))
     policy = fresh_policy(config)
     add_teachers(policy, {TINY: run / "adapter"})
     episodes, metrics = assign_gaps(policy, train.collect(policy, config, 0), config)
@@ -185,10 +186,11 @@ def test_an_interrupted_distillation_goes_on_exactly(teachers, tmp_path):
 
 
 def test_only_what_has_a_teacher_is_played():
-    config = Config(teachers=f"{TINY}=a,{TRAIN}=b")
+    config = with_teachers(Config(teachers=f"{TINY}=a,{TRAIN}=b"))
     assert config.env_levels == [("frozenlake", "tiny"), ("frozenlake", "train")]
-    assert Config(teachers=f"{TRAIN}=b").env_levels == [("frozenlake", "train")]
-    assert Config(teachers=f"{TRAIN}=b", group_size=1).base_name.startswith("frozenlake-train-distilled-group_size=1")
+    assert [Path(run).is_absolute() for run in config.taught.values()] == [True, True]
+    assert with_teachers(Config(teachers=f"{TRAIN}=b")).env_levels == [("frozenlake", "train")]
+    assert config.base_name == "distilled-seed0" and with_teachers(Config()) == Config()
     replace(config, envs=f"{TINY}=3,{TRAIN}=1").validate()
     with pytest.raises(BadInput, match="teachers=.*there is none for frozenlake/hard"):
         replace(config, envs=f"{TINY},frozenlake/hard").validate()
