@@ -2,6 +2,7 @@
 
     task.py      what every environment implements
     player.py    what every scripted player is made of
+    tables.py    the scripted players of the tiny levels of alchemy and terminal
     finding.py   from a name or a path to the class
     NAME/        an environment: `task.py` with its one subclass of `Task`, `players.py` with its scripted players in
                  PLAYERS, and its parts

@@ -18,7 +18,7 @@ from engine.errors import BadInput, first_line
 from environments.task import Task
 
 HERE = Path(__file__).resolve().parent
-SHARED = ("task", "player", "finding")  # beside the environments, but none themselves
+SHARED = ("task", "player", "tables", "finding")  # beside the environments, but none themselves
 
 
 def is_path(env: str) -> bool:

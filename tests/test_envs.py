@@ -14,7 +14,7 @@ from environments.frozenlake.task import LAKE_LEVELS, FrozenLake, LakeMap
 from envs import ENVS, make_pack, parse_answer
 
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
-TURNS = {"tiny": 4, "train": 8, "hard": 10}
+TURNS = {"tiny": 4, "tiny-hard": 5, "train": 8, "hard": 10}
 
 
 def answer(k):
@@ -53,7 +53,7 @@ def a_lake(size=3, holes=(), start=(0, 0), goal=(2, 2), level="train", mapping=(
 
 def many_fingerprints():
     """Fingerprints of packs over seeds, levels and loops; its source also runs in other processes."""
-    arguments = itertools.product((0, 1, 123456), (3,), ("tiny", "train", "hard"), (False, True))
+    arguments = itertools.product((0, 1, 123456), (3,), ("tiny", "tiny-hard", "train", "hard"), (False, True))
     return "\n".join(fingerprint(make_pack("frozenlake", *each)) for each in arguments)
 
 
@@ -65,7 +65,9 @@ def test_different_seeds_and_levels_give_different_packs():
     packs = [make_pack("frozenlake", seed, 4, level) for seed in range(50) for level in LAKE_LEVELS]
     assert len({fingerprint(pack) for pack in packs}) == len(packs)
     mappings = {level: [pack.tasks[0].mapping for pack in packs if pack.level == level] for level in LAKE_LEVELS}
-    assert mappings["tiny"] != mappings["train"] != mappings["hard"]  # a level does not give away another one's secret
+    assert len(set(map(tuple, mappings.values()))) == len(
+        LAKE_LEVELS
+    )  # a level does not give away another one's secret
 
 
 def test_drawing_a_pack_does_not_touch_the_global_random_state():
@@ -167,7 +169,7 @@ def test_bad_arguments_are_named_in_one_line(arguments, named):
 
 def test_environments_declare_their_levels():
     assert ENVS["frozenlake"] is FrozenLake
-    assert set(FrozenLake.levels) == {"tiny", "train", "hard"}
+    assert set(FrozenLake.levels) == {"tiny", "tiny-hard", "train", "hard"}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -203,7 +205,12 @@ def test_distance_matches_floyd_warshall():
 
 @pytest.mark.parametrize(
     ("level", "sizes", "distances"),
-    [("tiny", {3}, {2, 3}), ("train", {4, 5}, set(range(1, 7))), ("hard", {6, 7}, set(range(1, 9)))],
+    [
+        ("tiny", {3}, {2, 3}),
+        ("tiny-hard", {4}, {3, 4}),
+        ("train", {4, 5}, set(range(1, 7))),
+        ("hard", {6, 7}, set(range(1, 9))),
+    ],
 )
 def test_maps_of_a_level(level, sizes, distances):
     """All sizes and distances of a level occur, and no others."""
@@ -227,7 +234,12 @@ def test_share_of_holes():
     for level in LAKE_LEVELS:
         lakes = [task.lake for seed in range(50) for task in make_pack("frozenlake", seed, 4, level).tasks]
         share[level] = sum(len(lake.holes) for lake in lakes) / sum(lake.size**2 for lake in lakes)
-    assert 0.03 < share["tiny"] < 0.12 and 0.2 < share["train"] < 0.4 and 0.2 < share["hard"] < 0.4
+    assert (
+        0.03 < share["tiny"] < 0.12
+        and 0.03 < share["tiny-hard"] < 0.15
+        and 0.2 < share["train"] < 0.4
+        and 0.2 < share["hard"] < 0.4
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -334,7 +346,7 @@ def test_random_play_matches_a_plain_simulation(level):
                 over = (row, col) in lake.holes or (row, col) == lake.goal or turn == TURNS[level]
                 assert done == over
                 assert task.reward == ((row, col) == lake.goal)
-                named = [direction] if level == "tiny" and (row, col) != before else []
+                named = [direction] if level in ("tiny", "tiny-hard") and (row, col) != before else []
                 assert re.findall(r"\b(up|down|left|right)\b", said) == named
             endings.add("hole" if (row, col) in lake.holes else "goal" if task.reward else "turns")
     assert endings == {"hole", "goal", "turns"}

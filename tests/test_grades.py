@@ -14,6 +14,7 @@ from doubles import REPO, Chatter
 from environments.alchemy.grades import stated_recipes
 from environments.alchemy.task import ALCHEMY_LEVELS, Alchemy, RecipeGraph
 from environments.control.task import Control
+from environments.finding import player_classes
 from environments.frozenlake.players import Planner
 from environments.frozenlake.task import LAKE_LEVELS, FrozenLake
 from environments.gridnav.task import GridMap, GridNav
@@ -61,7 +62,7 @@ def test_the_documented_example_tells_its_secret_and_grades_hints():
 
 @pytest.mark.parametrize(("env", "level"), ENV_LEVELS)
 def test_a_secret_belongs_to_the_pack(env, level):
-    """Equal for all its tasks, before and after playing, and for no other pack (FrozenLake has only 24 secrets)."""
+    """Equal for all its tasks, before and after playing, and for hardly any other pack, as far as there are many."""
     packs = [make_pack(env, seed, 3, level) for seed in range(12)]
     before = [copy.deepcopy(pack.tasks[0].shared_secret()) for pack in packs]
     rollouts = run(map(play, packs), players(env)["random"])
@@ -69,9 +70,8 @@ def test_a_secret_belongs_to_the_pack(env, level):
         played = [episode.task for episode in rollout.of("solve")]
         assert all(task.shared_secret() == secret for task in [*pack.tasks, *played, *pack.fresh().tasks])
     equal = sum(one == other for one, other in itertools.combinations(before, 2))
-    assert (
-        before == [None] * 12 if (env, level) == ("terminal", "paper") else equal <= (15 if env == "frozenlake" else 0)
-    )
+    few = env == "frozenlake" or level.startswith("tiny")
+    assert before == [None] * 12 if (env, level) == ("terminal", "paper") else equal <= (15 if few else 0)
 
 
 @pytest.mark.parametrize(("env", "level"), ENV_LEVELS)
@@ -91,8 +91,8 @@ def test_asking_for_secrets_and_grades_changes_no_game(env, level):
         rollouts = run([play(make_pack(env, seed, 3, level)) for seed in range(3)], policy)
         return [(e.messages, e.outcome, e.context) for rollout in rollouts for e in rollout.episodes]
 
-    curious = Curious(type(players(env)["random"])(5))
-    assert story(curious) == story(type(players(env)["random"])(5)) and curious.asked > 0
+    curious = Curious(player_classes(env)["random"](seed=5))
+    assert story(curious) == story(player_classes(env)["random"](seed=5)) and curious.asked > 0
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ ALWAYS = {
 }
 IN_THE_END = {
     "frozenlake": ("right", 0.9, 1),
-    "terminal": ("right", 0.9, 1),
+    "terminal": ("right", 0.65, 1),  # on the tiny levels less is asked for in three tasks
     "gridnav": ("stated", 40, 256),
     "control": ("error_b", 0, 0.01),
     "alchemy": ("kept", 1, 1),
@@ -495,7 +495,7 @@ IN_THE_END = {
 def test_hints_of_learners_are_good_and_those_for_other_packs_are_worse(env, level):
     hints = list(graded(env, level, players(env)["learner"], range(10)))
     for _, played, hint in hints:
-        grade = ENVS[env].grade_hint(hint, played)
+        grade = played[0].grade_hint(hint, played)
         assert {name: grade[name] for name in ALWAYS[env] if name in grade} == {
             name: x for name, x in ALWAYS[env].items() if name in grade
         }
@@ -503,7 +503,7 @@ def test_hints_of_learners_are_good_and_those_for_other_packs_are_worse(env, lev
             assert grade["stated"] == sum(len(re.findall(r"\d+", line.partition(":")[2])) for line in hint.split("\n"))
     last = hints[2::3]
     name, low, high = IN_THE_END[env]
-    own = [ENVS[env].grade_hint(hint, played)[name] for _, played, hint in last]
+    own = [played[0].grade_hint(hint, played)[name] for _, played, hint in last]
     assert low <= sum(own) / len(own) <= high
 
     worse = {
@@ -514,10 +514,13 @@ def test_hints_of_learners_are_good_and_those_for_other_packs_are_worse(env, lev
         "control": ("error_a", 1),
     }
     name, sign = worse[env]
+    total = 0
     for (_, played, hint), (pack, others, _) in zip(last, last[1:] + last[:1], strict=True):
         if pack.tasks[0].shared_secret() != played[0].shared_secret():
-            mine, theirs = (ENVS[env].grade_hint(hint, tasks)[name] for tasks in (played, others))
-            assert sign * theirs > sign * mine, (hint, mine, theirs)
+            mine, theirs = (tasks[0].grade_hint(hint, tasks)[name] for tasks in (played, others))
+            assert sign * theirs > sign * mine or level.startswith("tiny") and theirs == mine, (hint, mine, theirs)
+            total += sign * (theirs - mine)
+    assert total > 0  # where there are few secrets, a hint may happen to fit another pack
 
 
 def test_terminal_machines_of_their_own_have_no_grade():

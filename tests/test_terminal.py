@@ -64,7 +64,7 @@ def test_same_arguments_give_the_same_pack_in_every_process():
 
 
 def test_levels_and_kinds():
-    assert set(Terminal.levels) == {"train", "paper"}
+    assert set(Terminal.levels) == {"tiny", "tiny-hard", "train", "paper"}
     assert set(SINGLE) == SINGLE_KINDS and set(COMPOSITE) == COMPOSITE_KINDS
     assert TERMINAL_LEVELS["paper"].max_turns == 12
     assert len(ALL_QUIRKS) == len(set(ALL_QUIRKS)) >= 8
@@ -376,7 +376,7 @@ def test_informed_player_does_everything_in_one_line(kind):
 
 
 def test_drawn_errands_of_all_seeds_are_open_and_done_by_the_informed_player():
-    packs = [make_pack("terminal", seed, 4, level) for seed in range(150) for level in Terminal.levels]
+    packs = [make_pack("terminal", seed, 4, level) for seed in range(150) for level in TERMINAL_LEVELS]
     for rollout in run(map(play, packs), TerminalInformed()):
         assert [(e.outcome, len(e.replies)) for e in rollout.of("solve")] == [(1.0, 1)] * 4
 
@@ -544,7 +544,9 @@ replies = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    seed=st.integers(0, 40), level=st.sampled_from(Terminal.levels), script=st.lists(replies, min_size=12, max_size=12)
+    seed=st.integers(0, 40),
+    level=st.sampled_from(tuple(TERMINAL_LEVELS)),
+    script=st.lists(replies, min_size=12, max_size=12),
 )
 def test_any_text_is_survived(seed, level, script):
     task = make_pack("terminal", seed, 1, level).tasks[0]

@@ -4,9 +4,13 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from environments.alchemy.task import Alchemy, ElementPair, element_pair
+from environments.alchemy.tiny import TinyAlchemy
+from environments.alchemy.tiny_players import TinyInformed, TinyLearner, TinyRandom
 from environments.player import InformedPlayer, Player, update_reply
+from environments.tables import ByTask
 
 Stock = dict[str, int]  # units owned of each element
 Steps = tuple[ElementPair, ...]  # pairs to combine, in order
@@ -174,4 +178,8 @@ class AlchemyLearner(Player):
         return update_reply(lines or ["- nothing known"])
 
 
-PLAYERS = {"random": AlchemyRandom, "informed": AlchemyInformed, "learner": AlchemyLearner}
+PLAYERS = {
+    "random": partial(ByTask, {Alchemy: AlchemyRandom, TinyAlchemy: TinyRandom}),
+    "informed": partial(ByTask, {Alchemy: AlchemyInformed, TinyAlchemy: TinyInformed}),
+    "learner": partial(ByTask, {Alchemy: AlchemyLearner, TinyAlchemy: TinyLearner}),
+}

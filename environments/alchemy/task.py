@@ -2,7 +2,7 @@
 
 The recipes of a pack are random and the same in all its tasks; each task has a target of its own. Where the rules leave
 a choice open: a recipe may take an element twice (a tier can have a single element, and the next one is made from it);
-the number of recipes is drawn for each element; both levels have 3 or 4 tiers.
+the number of recipes is drawn for each element; both levels have 3 or 4 tiers. The tiny levels are ours (tiny.py).
 """
 
 import random
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from environments.alchemy.grades import grade_recipes
+from environments.alchemy.tiny import TINY_LEVELS, TinyAlchemy
 from environments.task import Task, parse_answer
 
 ElementPair = tuple[str, str]  # two names in alphabetical order; they may be the same
@@ -141,7 +142,7 @@ class Alchemy(Task):
     So does limited material: the start holds at least as many units of every base element as are needed of any.
     """
 
-    levels = tuple(ALCHEMY_LEVELS)
+    levels = (*TINY_LEVELS, *ALCHEMY_LEVELS)
 
     def __init__(self, graph: RecipeGraph, target: str, level: AlchemyLevel, units: int = 1):
         self.graph = graph
@@ -171,6 +172,8 @@ class Alchemy(Task):
 
     @classmethod
     def make_tasks(cls, rng: random.Random, size: int, level: str) -> list[Task]:
+        if level in TINY_LEVELS:
+            return TinyAlchemy.make_tasks(rng, size, level)
         settings = ALCHEMY_LEVELS[level]
         graph = draw_recipe_graph(rng, settings)
         tasks: list[Task] = []

@@ -23,6 +23,7 @@ class LakeLevel:
 LAKE_LEVELS = {
     # ours: so few turns that a player cannot learn the actions and reach the goal in one task
     "tiny": LakeLevel((3, 3), (0.85, 0.95), (2, 3), 4, True),
+    "tiny-hard": LakeLevel((4, 4), (0.85, 0.95), (3, 4), 5, True),
     "train": LakeLevel((4, 5), (0.6, 0.7), (1, 6), 8, False),
     "hard": LakeLevel((6, 7), (0.6, 0.7), (1, 8), 10, False),
 }

@@ -8,12 +8,16 @@ import functools
 import posixpath
 import re
 from dataclasses import dataclass
+from functools import partial
 
 from environments.player import InformedPlayer, Player, update_reply
+from environments.tables import ByTask
 from environments.terminal.errands import ERRANDS, PLACES, Errand
 from environments.terminal.machines import SYSTEMS, UPLOADS
 from environments.terminal.shell import CMD, POSIX
 from environments.terminal.task import Terminal
+from environments.terminal.tiny import TinyTerminal
+from environments.terminal.tiny_players import TinyInformed, TinyLearner, TinyRandom
 
 Known = dict[str, str]  # quirk -> what is known about it: a name or path for "user", "alias" and "home", else ""
 
@@ -278,4 +282,8 @@ class TerminalRandom(Player):
         return answer([recipe.on(place, " ".join([name, *(recipe.at(place, path) for path in operands)]))])
 
 
-PLAYERS = {"random": TerminalRandom, "informed": TerminalInformed, "learner": TerminalLearner}
+PLAYERS = {
+    "random": partial(ByTask, {Terminal: TerminalRandom, TinyTerminal: TinyRandom}),
+    "informed": partial(ByTask, {Terminal: TerminalInformed, TinyTerminal: TinyInformed}),
+    "learner": partial(ByTask, {Terminal: TerminalLearner, TinyTerminal: TinyLearner}),
+}

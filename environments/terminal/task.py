@@ -5,7 +5,7 @@ Level `paper` draws machines anew for every task, as the paper does, so that the
 told: each shows as the error message of a command that would work elsewhere. A player that knows them does any errand
 in one command line; one that does not runs into one after the other. The number of turns decides how much that matters:
 with 3, 4 and 5 turns the scripted learner, which reads every error and never errs itself, does .11, .41 and .86 of its
-first tasks (400 packs) and nearly all of its fourth ones. Level `train` has 4.
+first tasks (400 packs) and nearly all of its fourth ones. Level `train` has 4. The tiny levels are in tiny.py.
 """
 
 import random
@@ -18,6 +18,7 @@ from environments.terminal.filesystem import Node
 from environments.terminal.grades import grade_quirks
 from environments.terminal.machines import LOCAL_HOMES, SYSTEMS, UPLOADS, Files, Setup, draw_setup, make_machine
 from environments.terminal.shell import MAX_LINE, MAX_OUTPUT, Shell, printable
+from environments.terminal.tiny import TINY_LEVELS, TinyTerminal
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ TERMINAL_LEVELS = {"train": TerminalLevel(4, True), "paper": TerminalLevel(12, F
 class Terminal(Task):
     """Do an errand with files in a terminal; on level `train`, how machine and host are set up is the pack's secret."""
 
-    levels = tuple(TERMINAL_LEVELS)
+    levels = (*TINY_LEVELS, *TERMINAL_LEVELS)
 
     def __init__(self, setup: Setup, errand: Errand, files: dict[str, Files], level: TerminalLevel):
         self.setup, self.errand, self.files = setup, errand, files
@@ -56,6 +57,8 @@ class Terminal(Task):
 
     @classmethod
     def make_tasks(cls, rng: random.Random, size: int, level: str) -> list[Task]:
+        if level in TINY_LEVELS:
+            return TinyTerminal.make_tasks(rng, size, level)
         settings = TERMINAL_LEVELS[level]
         tasks, setup = [], draw_setup(rng, settings.shared)
         for _ in range(size):
