@@ -39,10 +39,11 @@ def everything():
     records = [
         record("before", [0.2, 0.2, 0.3], turns=[4, 3.5, 3], hint_tokens=[20, 30]),
         record("after", [0.2, 0.8, 0.9], reward=[0.1, 0.7, 0.8]),
-        record("learner", [0.25, 1.0, 1.0], width=0),
+        record("learner", [0.25, 1.0, 1.0], width=0, turns=[4, 3, 2.5], hint_tokens=[0, 0]),  # it has no tokens
     ]
-    difference = {"difference": [0.05, 0.6, -0.6], "difference_low": [-0.1, 0.5, -0.7]}
-    differences = [{"label": "after - before", **difference, "difference_high": [0.1, 0.7, -0.5]}]
+    # as `statistics.combination` gives it: by position and, last, in the mean
+    difference = {"difference": [0.05, 0.6, -0.6, 0.02], "difference_low": [-0.1, 0.5, -0.7, -0.2]}
+    differences = [{"label": "after - before", **difference, "difference_high": [0.1, 0.7, -0.5, 0.3]}]
     steps = [
         {"step": k, "success": [0.2, 0.01 * k, 0.02 * k], "broken_format": 0.1, "broken_hint": 0} for k in range(40)
     ]

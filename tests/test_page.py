@@ -57,8 +57,11 @@ def test_tables_say_what_the_data_say(opened):
     head = ["", "packs", "position 0", "position 1", "position 2", "gap, last - first", "broken format", "truncated"]
     low = ["0.20 [0.15, 0.25]", "0.20 [0.15, 0.25]", "0.30 [0.25, 0.35]"]
     assert found[:2] == [head, ["before", "100", *low, "0.50 [0.40, 0.60]", "12.5 %", "0.0 %"]]
-    assert ["after - before", "0.05 [-0.10, 0.10]", "0.60 [0.50, 0.70] ▲", "-0.60 [-0.70, -0.50] ▼"] in found
-    assert ["before", "4.0", "3.5", "3.0"] in found and ["before", "20.0", "30.0"] in found
+    differences = ["0.05 [-0.10, 0.10]", "0.60 [0.50, 0.70] ▲", "-0.60 [-0.70, -0.50] ▼", "0.02 [-0.20, 0.30]"]
+    at = found.index(["after - before", *differences])
+    assert found[at - 1] == ["", "position 0", "position 1", "position 2", "mean over positions"]
+    assert ["before", "4.0", "3.5", "3.0"] in found and ["learner", "4.0", "3.0", "2.5"] in found
+    assert ["before", "20.0", "30.0"] in found and ["learner", "0.0", "0.0"] not in found
     assert ["after", "100", "0.10", "0.70", "0.80"] in found
     assert rows(browser, ".settings tr") == [["env", "frozenlake"], ["steps", "40"], ["envs", "null"]]
 
