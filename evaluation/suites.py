@@ -147,10 +147,10 @@ def source_of(env: str) -> str:
     """Tells an environment from an edited one: a hash of its file, or of all Python files of its folder."""
     module = sys.modules[task_class(env).__module__]
     file = Path(module.__file__)
-    files = sorted(file.parent.rglob("*.py")) if module.__name__.endswith(".task") else [file]
+    files = sorted(file.parent.glob("*.py")) if module.__name__.endswith(".task") else [file]
     found = hashlib.sha256()
     for each in files:
-        found.update(f"{each.relative_to(file.parent).as_posix()} {each.stat().st_size}\n".encode(errors="replace"))
+        found.update(f"{each.name} {each.stat().st_size}\n".encode(errors="replace"))
         found.update(each.read_bytes())
     return found.hexdigest()[:16]
 
