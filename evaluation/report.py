@@ -7,10 +7,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from engine.errors import BadInput, first_line
 from evaluation import tables
 from evaluation.contexts import OWN, Context
-from evaluation.results import Results
+from evaluation.results import Results, writing
 from evaluation.statistics import averaged, combination, details, difference, summarise, table_of
 from record.files import write_text
 from record.page import finite, printable, write_page
@@ -135,14 +134,11 @@ def write_report(
     ]
     kept = [each | {"records": [without_games(record) for record in each["records"]]} for each in everything]
     saved = json.dumps(finite({"config": about, "settings": kept}), allow_nan=False, indent=1)
-    try:
+    with writing(folder):
         draw(everything, folder / "eval.png", title)
         write_text(folder / "eval.md", f"# {title}\n\n{text}")
         write_page(page, folder / "report.html")
         write_text(folder / "eval.json", saved + "\n")
-    except OSError as error:  # a full disk names no file
-        why = first_line(error)
-        raise BadInput(f"output={str(folder)!r}: cannot be written ({why}); the games there are kept") from error
     where = printable(str(folder))
     print(text if len(settings) == 1 else f"{parts[0]}\n\neach setting by position is in {where}/eval.md\n")
     print(f"written to {where}: eval.json, eval.md, eval.png, report.html")

@@ -1,8 +1,10 @@
 """The games of an evaluation on disk, a line each as soon as it has ended: what was stopped goes on from there."""
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -124,11 +126,9 @@ class Results:
     def _open(self) -> None:
         """Make the folder and lock it, then read it again: another process may have been at work on it."""
         if processes.is_main():
-            try:
+            with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.lock = lock(self.folder)
-            except OSError as error:
-                raise BadInput(f"output={str(self.folder)!r}: cannot be written ({first_line(error)})") from error
             if self.lock is None:
                 raise BadInput(f"output={str(self.folder)!r}: another process is at work on this evaluation")
         processes.wait()
@@ -155,7 +155,8 @@ class Results:
                 )
         processes.wait()  # until all have read it
         if processes.is_main() and not facts.keys() <= before.keys():
-            write_text(self.folder / "settings.json", json.dumps(before | facts, indent=1) + "\n")
+            with writing(self.folder):
+                write_text(self.folder / "settings.json", json.dumps(before | facts, indent=1) + "\n")
         processes.wait()
 
     def _read(self, file: Path, text: bytes, facts: dict) -> None:
@@ -183,11 +184,8 @@ class Results:
             return
         self.games[part][number] = game
         line = json.dumps({"part": part, "number": number, **game}, ensure_ascii=True) + "\n"
-        try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:  # a full disk names no file
-            raise BadInput(f"{self.file}: cannot be written ({first_line(error)}); what stands there counts") from error
+        with writing(self.folder), self.file.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def share(self) -> None:
         """Every process gets to know the games that the others have played."""
@@ -195,6 +193,16 @@ class Results:
             [(part, number, game) for part, games in self.games.items() for number, game in games.items()]
         ):
             self.of(part).setdefault(number, game)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What fails in here is said in one line with the folder's name: a full disk names nothing."""
+    try:
+        yield
+    except OSError as error:
+        why = first_line(error)
+        raise BadInput(f"output={str(folder)!r}: cannot be written ({why}); the games there are kept") from error
 
 
 def refuse_other(name: str, value, before, folder: Path) -> None:

@@ -157,8 +157,8 @@ def main() -> None:
     found = rows(given.runs)
     if not found:
         raise BadInput("these runs have no evaluation yet")
+    draw(found, picture)  # first: the reader of the table may leave (head)
     print(table(found))
-    draw(found, picture)
     print(f"written: {picture}")
 
 

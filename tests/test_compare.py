@@ -1,9 +1,13 @@
 """record/compare.py: runs side by side, seeds merged."""
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 
 import pytest
+from doubles import REPO
 from training import assert_one_line, run_here
 
 from engine.errors import BadInput
@@ -130,3 +134,13 @@ def test_damaged_records_end_in_one_line(record, runs):
 def test_evaluations_of_different_lengths_end_in_one_line(runs, tmp_path):
     write_run(tmp_path / "d", {"seed": 2}, {"after training": [0.3]})
     assert_one_line(compare(*runs, tmp_path / "d"), "different lengths")
+
+
+def test_a_reader_who_leaves_early_gets_the_picture(runs, tmp_path):
+    """Standard output is a pipe that nobody reads."""
+    ends = os.pipe()
+    os.close(ends[0])
+    command = [sys.executable, "-m", "record.compare", *runs]
+    subprocess.run(command, cwd=REPO, stdout=ends[1], stderr=subprocess.PIPE, timeout=120)
+    os.close(ends[1])
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")

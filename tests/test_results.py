@@ -248,8 +248,17 @@ def test_a_full_disk_is_named_with_its_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(BadInput, match="games-0.jsonl: cannot be written .*No space left"):
+    with pytest.raises(BadInput, match="output=.*: cannot be written .*No space left"):
         results.add(PART, 0, a_game(0))
+
+
+def test_settings_that_cannot_be_written_name_the_folder(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evaluation.results.write_text", full)
+    with pytest.raises(BadInput, match="output=.*: cannot be written .*No space left"):
+        Results(tmp_path).require(FACTS)
 
 
 def test_a_report_that_cannot_be_written_names_the_folder_and_keeps_the_games(tmp_path, monkeypatch):
