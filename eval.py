@@ -19,6 +19,8 @@ evaluation/contexts.py.
 
 import engine.start  # noqa: F401, I001 (before torch is imported)
 
+import io
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from engine.policy import Policy
 from engine.settings import Config
 from envs import Pack, name_of, players
 from evaluation.contexts import parse as parse_contexts
+from evaluation.endpoint import address
 from evaluation.playing import Plan, play_all
 from evaluation.policies import EMBEDDED, labels, load_policy, merged_seeds, settings_of
 from evaluation.report import write_report
@@ -38,6 +41,7 @@ from evaluation.settings import EvalConfig
 from evaluation.statistics import game, summarise
 from evaluation.suites import settings_to_play
 from record.files import VALIDATION_SEEDS, is_run, whole_folder
+from record.page import printable
 from record.run import phase
 from rollout import Penalties, own_hints, play, run
 
@@ -115,11 +119,24 @@ def main() -> None:
     try:
         play_all(plan, results)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same line goes on from the games in {results.folder}")
+        print(f"\nstopped; the same line goes on from the games in {printable(str(results.folder))}")
         raise
     if processes.is_main():
-        write_report(results, plan.settings, merged_seeds(policies), plan.contexts, asdict(config))
+        about = asdict(config) | {"url": address(config.url)}
+        write_report(results, plan.settings, merged_seeds(policies), plan.contexts, about)
+
+
+class Pipe(io.FileIO):
+    """Standard output whose reader may leave (`| head`): the evaluation goes on, and what is printed goes nowhere."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
 
 
 if __name__ == "__main__":
+    out = io.BufferedWriter(Pipe(sys.stdout.fileno(), "w", closefd=False))
+    sys.stdout = io.TextIOWrapper(out, sys.stdout.encoding, sys.stdout.errors, line_buffering=True)
     command_line(main)

@@ -42,24 +42,30 @@ OWN = Context("own", "own")
 def parse(text: str, policies: Mapping[str, str] = MappingProxyType({})) -> list[Context]:
     """The modes of a list with commas; "own" is added where another one needs it. `policies` (label -> name) are called
     by their labels, however they were named. Raises BadInput for what is no mode."""
-    label_of = {name: label for label, name in policies.items()}
-    found: dict[str, Context] = {}
+    found: list[Context] = []
     for name in map(str.strip, text.split(",")):
-        kind, _, value = name.partition("=")
-        if name in ("own", "none", "transcript", "shuffled"):
-            found[name] = Context(name, name)
-        elif name == "perfect":
-            found[name] = Context(name, "from", writer="learner")
-        elif kind == "from" and value:
-            writer = label_of.get(value, value)
-            found[f"from={writer}"] = Context(f"from={writer}", "from", writer=writer)
-        elif name == "frozen" or re.fullmatch("frozen=[1-9][0-9]{0,3}", name):
-            found[name] = Context(name, "frozen", after=int(value or 1))
-        else:
-            raise BadInput(f"context={name!r}: unknown; choose from {NAMES}")
-    if "shuffled" in found and "own" not in found:  # it reads what "own" has written
-        found = {"own": OWN} | found
-    return list(found.values())
+        context = parse_one(name, policies)
+        for other in found:
+            if (other.kind, other.writer, other.after) == (context.kind, context.writer, context.after):
+                raise BadInput(f"context={name!r}: is the same as {other.name!r}, which is named before")
+        found.append(context)
+    if any(context.kind == "shuffled" for context in found) and OWN not in found:  # it reads what "own" has written
+        found.insert(0, OWN)
+    return found
+
+
+def parse_one(name: str, policies: Mapping[str, str]) -> Context:
+    kind, _, value = name.partition("=")
+    if name in ("own", "none", "transcript", "shuffled"):
+        return Context(name, name)
+    if name == "perfect":
+        return Context(name, "from", writer="learner")
+    if kind == "from" and value:
+        writer = next((label for label, named in policies.items() if named == value), value)
+        return Context(f"from={writer}", "from", writer=writer)
+    if name == "frozen" or re.fullmatch("frozen=[1-9][0-9]{0,3}", name):
+        return Context(name, "frozen", after=int(value or 1))
+    raise BadInput(f"context={name!r}: unknown; choose from {NAMES}")
 
 
 def given(hints: Sequence[str]) -> NextHint:

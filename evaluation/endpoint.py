@@ -7,12 +7,14 @@ nowhere else, and is never shown. Hugging Face tokens are not sent.
 """
 
 import asyncio
+import hashlib
 import math
 import os
 import queue
 import re
 import threading
 import time
+from urllib.request import getproxies
 
 from huggingface_hub import AsyncInferenceClient, set_async_client_factory
 
@@ -23,6 +25,7 @@ from rollout import Episode, Reply
 
 FEW_TRIES = 5  # after so many in vain an endpoint that has never answered is given up
 CONNECT_SECONDS = 10.0
+SHORTEST_SECRET = 16  # keys have more characters; what local servers get for one ("none", "x") may be any word
 
 CONTEXT_FULL = re.compile(  # how servers say that a conversation is longer than their model can read
     r"(context|prompt|inputs?|messages?).{0,80}?(exceed|too (long|large)|longer)|exceed.{0,60}context"
@@ -108,6 +111,55 @@ def estimate(characters: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Addresses
+
+
+def read_url(url: str):
+    """A URL as httpx takes it. Raises BadInput for what is none of an endpoint."""
+    try:
+        parsed = httpx.URL(url).copy_with(fragment=None)
+    except httpx.InvalidURL:
+        parsed = httpx.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+        raise BadInput("url: must look like http://HOST:PORT/v1 or https://HOST/v1, without user or password")
+    if parsed.port is not None and not 0 < parsed.port < 2**16:
+        raise BadInput(f"url={shown(parsed)}: the port must be at least 1 and below 65,536")
+    return parsed
+
+
+def address(url: str) -> str:
+    """A URL as it may be written down: a hash in place of the query, in which a key may stand. Empty if it is none."""
+    try:
+        parsed = read_url(url)
+    except BadInput:
+        return ""
+    query = hashlib.sha256(parsed.query).hexdigest()[:16] if parsed.query else ""
+    return shown(parsed) + (f" (query {query})" if query else "")
+
+
+def check_surroundings() -> None:
+    """Raise BadInput if no connection can be made with the proxies and certificates that the environment names."""
+    found = getproxies()
+    unused = "*" in map(str.strip, found.get("no", "").split(","))
+    proxies = {} if unused else {name: found[name] for name in ("all", "http", "https") if name in found}
+    for name, url in proxies.items():
+        try:
+            port = httpx.Proxy(url if "://" in url else f"http://{url}").url.port
+            if port is not None and not 0 < port < 2**16:
+                raise ValueError(f"its port is {port}")
+        except (ValueError, httpx.InvalidURL) as error:
+            raise BadInput(f"{name.upper()}_PROXY: cannot be used ({first_line(error)})") from error
+    try:
+        Session()
+    except ImportError as error:
+        names = ", ".join(f"{name.upper()}_PROXY" for name in proxies)
+        raise BadInput(f"{names}: cannot be used ({first_line(error)})") from error
+    except OSError as error:
+        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "certificates")
+        raise BadInput(f"{name}={os.environ.get(name, '')!r}: cannot be read ({first_line(error)})") from error
+
+
+# ---------------------------------------------------------------------------------------------------------
 # The policy
 
 
@@ -117,7 +169,8 @@ class Endpoint:
     Sent are temperature and cap of the reply (`max_tokens`), no top-p, no top-k; `extra_body` is added to them and wins
     over them, None takes a field out. A try may take half of `patience` (seconds), body included; a conversation that
     has had none that succeeded for so long ends the evaluation, as does, sooner, an endpoint that has never answered.
-    An endpoint that says that a conversation is too long gets a reply with `context_full`.
+    An endpoint that says that a conversation is too long gets a reply with `context_full`; if it has never answered
+    before, its limits are too small for any, which ends the evaluation, too.
 
     Raises BadInput, here for what cannot be a URL or a key, in `reply` for what the endpoint refuses.
     """
@@ -132,17 +185,13 @@ class Endpoint:
         extra_body: dict | None = None,
         patience: float = 600.0,
     ):
-        try:
-            parsed = httpx.URL(url).copy_with(fragment=None)
-        except httpx.InvalidURL:
-            parsed = httpx.URL("")
-        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
-            raise BadInput("url: must look like http://HOST:PORT/v1 or https://HOST/v1, without user or password")
+        parsed = read_url(url)
         for field in {"messages", "model", "stream", "n"} & set(extra_body or {}):
             raise BadInput(f"extra_body={field}: is set by the evaluation itself")
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not re.fullmatch("[!-~]*", self._key):
             raise BadInput("OPENAI_API_KEY: holds characters that no key has")
+        check_surroundings()
         self.patience, self._name = patience, f"url={shown(parsed)}, model={model!r}"
         options = {"model": model, "temperature": temperature, "max_tokens": max_new_tokens}
         self._options = options | {"extra_body": extra_body}
@@ -227,14 +276,20 @@ class Endpoint:
 
     async def _ask(self, messages: list[dict]) -> Reply:
         try:
-            return read_reply(await self._client.chat_completion(messages, **self._options), messages)
+            reply = read_reply(await self._client.chat_completion(messages, **self._options), messages)
         except (ValueError, RecursionError) as error:
             raise Failed(f"the answer is no chat completion ({first_line(error)})") from error
+        if len(self._key) >= SHORTEST_SECRET:  # a server may echo it, and replies are kept
+            reply.text = reply.text.replace(self._key, "[key]")
+        return reply
 
     def _refused(self, refusal: Refused) -> Reply:
         """The reply if the conversation is too long; any other refusal ends the evaluation."""
         if refusal.status in (400, 413, 422) and CONTEXT_FULL.search(str(refusal)[:2000]):
-            return Reply("", truncated=True, context_full=True)
+            if self._served:
+                return Reply("", truncated=True, context_full=True)
+            cap = f"max_reply_tokens={self._options['max_tokens']}"
+            raise BadInput(f"{self._name}: {cap}: even a first task is too long: {self._line(str(refusal))}") from None
         key = f"; OPENAI_API_KEY is {'' if self._key else 'not '}set" if refusal.status in (401, 403) else ""
         raise BadInput(f"{self._name}: {self._line(str(refusal))}{key}") from None
 

@@ -1,5 +1,6 @@
 """A person as the policy, and a look at how any policy plays."""
 
+import io
 import re
 import sys
 
@@ -11,6 +12,10 @@ TITLES = {"system": "what the player is told", "user": "what it sees", "assistan
 
 class Human:
     """Reads each reply from the terminal, up to an empty line. `Watched` shows the conversation before."""
+
+    def __init__(self):
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # a slip of the keyboard, or a file in another encoding
 
     def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:
         return [(episode, Reply(self.ask())) for episode in episodes]

@@ -16,12 +16,13 @@ from envs import name_of, players
 from evaluation.contexts import OWN, Context, next_hints
 from evaluation.endpoint import Endpoint
 from evaluation.human import Watched
-from evaluation.policies import fingerprint, merged_seeds, opened
+from evaluation.policies import HUMAN, fingerprint, is_player, merged_seeds, opened
 from evaluation.results import Results
 from evaluation.settings import EvalConfig
 from evaluation.statistics import game
-from evaluation.suites import Setting
+from evaluation.suites import Setting, source_of
 from record.browse import episodes_of
+from record.page import printable
 from record.pictures import STYLES
 from rollout import Rollout, play, run
 
@@ -57,9 +58,12 @@ class Plan:
         """What games have to have in common to be counted together."""
         config = asdict(self.config)
         fixed = [f.name for f in fields(Shared) if not f.metadata["may_change"]]
-        settings = {f"setting {setting.name!r}": asdict(setting) for setting in self.settings}
-        shared = {name: config[name] for name in ["seed", *fixed] if name not in ("env", "level", "pack_size", "ralph")}
-        return shared | settings
+        settings = {
+            f"setting {setting.name!r}": asdict(setting) | {"source": source_of(setting.env)}
+            for setting in self.settings
+        }
+        of_settings = ("env", "level", "pack_size", "ralph")
+        return {name: config[name] for name in ["seed", "window", *fixed] if name not in of_settings} | settings
 
 
 def everything(text: str) -> bool:
@@ -69,19 +73,53 @@ def everything(text: str) -> bool:
 
 def play_all(plan: Plan, results: Results) -> None:
     """What has not been played already. First those whose hints others read. Raises BadInput for what cannot be."""
+    check_contexts(plan)
+    check_players(plan)
     if found := sum(map(len, results.games.values())):
-        processes.say(f"{results.folder} holds {found} games, which are not played again")
-    for setting in plan.settings:
-        if any(c.writer == "learner" for c in plan.contexts) and "learner" not in players(setting.env):
-            raise BadInput(f"context='perfect': {name_of(setting.env)} has no learner, whose hints it would show")
+        processes.say(f"{printable(str(results.folder))} holds {found} games, which are not played again")
     for label, name in plan.writers.items():
         play_policy(plan, results, label, name, [OWN])
     for label, name in plan.policies.items():
         play_policy(plan, results, label, name, plan.contexts)
 
 
+def check_contexts(plan: Plan) -> None:
+    """Raise BadInput for what cannot stand in place of hints in these settings."""
+    envs = {setting.env for setting in plan.settings}
+    for context in plan.contexts:
+        writer = plan.writers.get(context.writer, context.writer)
+        if writer == HUMAN:
+            raise BadInput(f"context={context.name!r}: a person writes no hints for others")
+        for setting in plan.settings:
+            here = f"context={context.name!r}: {name_of(setting.env)}"
+            if writer and is_player(writer, envs) and writer not in players(setting.env):
+                raise BadInput(f"{here} has no {writer}, whose hints it would show")
+            if context.kind == "frozen" and context.after >= setting.pack_size - 1:
+                raise BadInput(
+                    f"{here} in packs of {setting.pack_size} has {setting.pack_size - 1} hints, "
+                    "so this is the same as own; give fewer tasks, or longer packs"
+                )
+    if all(context.writer == label for label in plan.policies for context in plan.contexts):
+        names = ",".join(context.name for context in plan.contexts)
+        raise BadInput(f"context={names!r}: {next(iter(plan.policies))} would read its own hints; that is called own")
+
+
+def check_players(plan: Plan) -> None:
+    """Say which settings a scripted player is left out of. Raises BadInput if it is left out of all."""
+    envs = {setting.env for setting in plan.settings}
+    for name in filter(lambda name: is_player(name, envs), plan.policies.values()):
+        without = [setting for setting in plan.settings if name not in players(setting.env)]
+        if len(without) == len(plan.settings):
+            known = ", ".join(sorted({player for env in envs for player in players(env)})) or "none"
+            where = ", ".join(sorted(map(name_of, envs)))
+            raise BadInput(f"policy={name!r}: {where} has no such scripted player; it has {known}")
+        for setting in without:
+            processes.say(f"{setting.name}: {name_of(setting.env)} has no {name}, which is left out there")
+
+
 def play_policy(plan: Plan, results: Results, label: str, name: str, contexts: list[Context]) -> None:
-    with opened(name, plan.config) as policy:
+    env = next((setting.env for setting in plan.settings if name in players(setting.env)), plan.config.env)
+    with opened(name, replace(plan.config, env=env)) as policy:
         parts = [
             (setting, context, room_for_hints(policy, plan.config_for(setting), context))  # ends here if it cannot be
             for setting in plan.settings
@@ -141,7 +179,7 @@ def play_part(
         seed=f"eval/{config.seed}",
         numbers=numbers,
         at_once=at_once,
-        progress=", ".join(part),
+        progress=printable(", ".join(part)),
         finished=finished,
     )
     results.share()

@@ -1,6 +1,7 @@
 """What an evaluation has found: tables, JSON, pictures and a page, from the games that were played."""
 
 import json
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,10 +9,10 @@ import torch
 
 from evaluation import tables
 from evaluation.contexts import OWN, Context
-from evaluation.results import Results
+from evaluation.results import Results, writing
 from evaluation.statistics import averaged, combination, details, difference, summarise, table_of
 from record.files import write_text
-from record.page import write_page
+from record.page import finite, printable, write_page
 from record.pictures import STYLES, draw_positions, drawable, gap_closed
 
 WORDS = {
@@ -27,7 +28,7 @@ def words_for(context: Context) -> str:
     """What stands in place of hints."""
     if context.kind == "frozen":
         return f"hint after {context.after} task{'s' if context.after > 1 else ''}, kept"
-    return WORDS.get(context.name, f"hints of {context.writer}")
+    return WORDS.get(context.name, f"hints of {printable(context.writer)}")
 
 
 def titled(label: str, context: Context) -> str:
@@ -44,7 +45,10 @@ def records_of(setting: str, policies: dict[str, list[str]], contexts: list[Cont
     references = [(name, [name], OWN) for name in STYLES if name not in policies]
     records = []
     for title, group, context in asked + references:
-        parts = [results.of((setting, label, context.name)) for label in group]
+        # what a run does with its own hints stands for it where the other seeds read the hints of that run
+        merged = len(group) > 1
+        names = [OWN.name if merged and context.writer == label else context.name for label in group]
+        parts = [results.of((setting, label, name)) for label, name in zip(group, names, strict=True)]
         if not all(parts):  # an environment without this player, or hints of its own
             continue
         runs = [[games[number] for number in sorted(games)] for games in parts]
@@ -65,6 +69,8 @@ def records_of(setting: str, policies: dict[str, list[str]], contexts: list[Cont
 def compared(records: list[dict]) -> list[dict]:
     """Paired differences on the same packs: of a policy to the first one, with the same in place of hints; and of what
     stands in place of hints to what was named first, for the same policy."""
+    if not records:
+        return []
     at = {(r["policy"], r["context"]): r for r in records}
     first_policy, first_context = next(iter(at))
     found = []
@@ -80,7 +86,7 @@ def explained(records: list[dict]) -> list[dict]:
     """How much of the gain of a policy over the first one is play, use of hints and writing of hints: three differences
     that add up to it. For policies played with own hints, none, and those of the first one."""
     at = {(r["policy"], r["context"]): r["games"] for r in records}
-    first = records[0]["policy"]
+    first = records[0]["policy"] if records else ""
     found = []
     for policy in dict.fromkeys(policy for policy, _ in at):
         needed = [(policy, c) for c in ("own", "none", f"from={first}")] + [(first, "own"), (first, "none")]
@@ -99,40 +105,47 @@ def explained(records: list[dict]) -> list[dict]:
 def write_report(
     results: Results, settings: list, policies: dict[str, list[str]], contexts: list[Context], about: dict
 ):
-    """Print the tables; write eval.md, eval.json, eval.png and report.html. `about` are the settings to be shown."""
+    """Write eval.md, eval.json, eval.png and report.html, then print the tables. `about` are the settings to be shown.
+    Raises BadInput if they cannot be written."""
     folder, parts, everything = results.folder, [], []
     for setting in settings:
         records = records_of(setting.name, policies, contexts, results)
+        if not records:  # no player that was asked for, and none to compare with
+            continue
         own = [record for record in records if record["context"] == "own"]
         asked = [record for record in records if record["policy"] in policies]
         found = {"differences": compared(asked), "explained": explained(asked)}
         everything.append({"title": setting.name, "records": records, **found})
         parts += [f"## {setting.name}", tables.positions(records), gap_closed(own)]
         parts += [tables.differences(each) for each in found.values() if each]
-        parts += [tables.formats(asked), tables.details(asked)]
+        parts += [tables.formats(asked), tables.details(asked) if asked else ""]
     if len(settings) > 1:
         parts.insert(0, tables.overview(everything))
     text = "\n\n".join(filter(None, parts)) + "\n"
-    print(text if len(settings) == 1 else f"{parts[0]}\n\neach setting by position is in {folder / 'eval.md'}\n")
     title = ", ".join(policies)
-    draw(everything, folder / "eval.png", title)
-    write_text(folder / "eval.md", f"# {title}\n\n{text}")
-    for each in everything:
-        for record in each["records"]:
-            del record["games"]
     page = {"title": title, "settings": about, "packs": kept_packs(settings, policies, contexts, results)}
     page["evaluations"] = [
         {
             "title": each["title"],
-            "records": [record | record["details"] for record in each["records"]],
+            "records": [without_games(record) | record["details"] for record in each["records"]],
             "differences": each["differences"] + each["explained"],
         }
         for each in everything
     ]
-    write_page(page, folder / "report.html")
-    saved = {"config": about, "settings": everything}
-    write_text(folder / "eval.json", json.dumps(saved, indent=1) + "\n")
-    print(f"written to {folder}: eval.json, eval.md, eval.png, report.html")
+    kept = [each | {"records": [without_games(record) for record in each["records"]]} for each in everything]
+    saved = json.dumps(finite({"config": about, "settings": kept}), allow_nan=False, indent=1)
+    with writing(folder):
+        draw(everything, folder / "eval.png", title)
+        write_text(folder / "eval.md", f"# {title}\n\n{text}")
+        write_page(page, folder / "report.html")
+        write_text(folder / "eval.json", saved + "\n")
+    where = printable(str(folder))
+    print(text if len(settings) == 1 else f"{parts[0]}\n\neach setting by position is in {where}/eval.md\n")
+    print(f"written to {where}: eval.json, eval.md, eval.png, report.html")
+
+
+def without_games(record: dict) -> dict:
+    return {name: value for name, value in record.items() if name != "games"}
 
 
 def kept_packs(settings: list, policies: dict[str, list[str]], contexts: list[Context], results: Results) -> list[dict]:
@@ -183,5 +196,7 @@ def draw(settings: list[dict], path: Path, title: str) -> None:
             axis.remove()
     figure.suptitle(drawable(title), fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    temporary = path.with_name(f".tmp-{path.name}")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
     plt.close(figure)

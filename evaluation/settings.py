@@ -28,7 +28,9 @@ class EvalConfig(Shared):
     model: str = flag("", "name of the model there (--policy endpoint)")
     concurrency: int = flag(16, "requests at the same time (--policy endpoint)", at_least=1, below=10_000)
     extra_body: str = flag("", "further fields of a request, as a JSON object (--policy endpoint)")
-    window: int = flag(32_768, "tokens that a conversation there may have (--context transcript)", at_least=1)
+    window: int = flag(
+        32_768, "tokens that a conversation there may have (--context transcript)", at_least=1, below=1e9
+    )
     keep: int = flag(4, "packs whose conversations are kept for report.html", at_least=0, below=1e4)
     watch: bool = flag(False, "show every conversation while it is played, one pack at a time")
     output: str = flag(

@@ -1,9 +1,13 @@
 """From games to numbers: means by position with bootstrap intervals, and differences paired by pack."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from context import NO_HINT_AVAILABLE, NO_HINTS_YET
+from engine.errors import BadInput
+from environments.task import Task
 from rollout import Rollout
 
 RESAMPLES = 2000
@@ -47,14 +51,56 @@ def game(rollout: Rollout) -> dict:
         "truncated": sum(reply.truncated for reply in replies),
         "replies": len(replies),
         "hints": hints,
-        "grades": [type(played[0]).grade_hint(hint, played[: j + 1]) for j, hint in enumerate(hints)],
+        "grades": [grades(rollout.env, hint, played[: j + 1]) for j, hint in enumerate(hints)],
     }
+
+
+def grades(env: str, hint: str, played: list[Task]) -> dict[str, float]:
+    """What an environment says of a hint. Raises BadInput unless these are finite numbers by name: a game that is kept
+    with anything else would spoil every report."""
+    found = type(played[0]).grade_hint(hint, played)
+    if not isinstance(found, dict):
+        raise BadInput(f"env={env!r}: grade_hint gives {in_short(found)}; it must be a dictionary of numbers by name")
+    for name in found:
+        if not isinstance(name, str):
+            raise BadInput(f"env={env!r}: grade_hint gives a grade called {in_short(name)}; names must be text")
+    return {name: finite_grade(env, name, value) for name, value in found.items()}
+
+
+def finite_grade(env: str, name: str, value) -> float:
+    """A number of any library as a float."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bytearray)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for several numbers
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInput(
+            f"env={env!r}: grade_hint gives {name!r} the grade {in_short(value)}; it must be a finite number"
+        )
+    return number
+
+
+def in_short(value) -> str:
+    """As it stands in a message of one line."""
+    try:
+        return " ".join(repr(value).split())[:60]
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a huge {type(value).__name__}"
 
 
 def kept(before: str, after: str) -> float:
     """Share of the lines of a hint that stood in the one before, too."""
     old, lines = set(before.splitlines()), after.splitlines()
     return sum(line in old for line in lines) / max(1, len(lines))
+
+
+def by_pack(values: Tensor, games: list[dict]) -> Tensor:
+    """Values of games [N, S] -> means over the games of each pack [P, S]. Ralph loops over each task of a pack are
+    several games of it, with one hidden thing: they are no independent samples."""
+    places: dict[int, list[int]] = {}
+    for place, game in enumerate(games):
+        places.setdefault(game["pack"], []).append(place)
+    return torch.stack([values[at].mean(dim=0) for at in places.values()])
 
 
 def interval(values: Tensor) -> tuple[list[float], list[float], list[float]]:
@@ -76,14 +122,14 @@ def table_of(games: list[dict], name: str) -> Tensor:
 
 
 def summarise(label: str, games: list[dict]) -> dict:
-    """The record of games: means by position, with intervals for the rewards.
+    """The record of games: means by position, with intervals for the rewards, and the number of packs.
 
     "success" is the environment's reward, "reward" has the length penalty taken off; "gap" is the success at the last
     position minus that at the first. "broken_format" is the share of all episodes, tasks and hint updates, whose reply
     could not be read; "truncated" that of all replies that were cut.
     """
-    success, reward = table_of(games, "success"), table_of(games, "reward")  # [N, S]
-    record: dict = {"label": label, "packs": len(games)}
+    success, reward = (by_pack(table_of(games, name), games) for name in REWARDS)  # [P, S]
+    record: dict = {"label": label, "packs": len(success)}
     for name, values in (("success", success), ("reward", reward), ("gap", success[:, -1:] - success[:, :1])):
         record[name], record[f"{name}_low"], record[f"{name}_high"] = interval(values)
     record["broken_format"] = sum(game["broken_format"] for game in games) / sum(game["episodes"] for game in games)
@@ -108,7 +154,8 @@ def averaged(runs: list[list[dict]]) -> list[dict]:
     found = []
     for same in zip(*runs, strict=True):
         lists = {name: [sum(at) / len(same) for at in zip(*(g[name] for g in same), strict=True)] for name in REWARDS}
-        found.append(lists | {name: sum(g[name] for g in same) for name in COUNTS})
+        counts = {name: sum(g[name] for g in same) for name in COUNTS}
+        found.append({"pack": same[0]["pack"], **lists, **counts})
     return found
 
 
@@ -119,8 +166,11 @@ def difference(first: list[dict], second: list[dict]) -> dict:
 
 def combination(plus: list[list[dict]], minus: list[list[dict]]) -> dict:
     """The sum of some successes minus that of others, all on the same packs: by position and, last, in the mean over
-    positions [S + 1], with intervals that resample packs. What the packs have in common falls out."""
+    positions [S + 1], with intervals that resample packs; one pack has none. What the packs have in common falls out.
+    """
     up, down = (sum(table_of(games, "success") for games in side) for side in (plus, minus))  # [N, S] each
-    values = up - down  # [N, S]
+    values = by_pack(up - down, plus[0])  # [P, S]
     mean, low, high = interval(torch.cat([values, values.mean(dim=1, keepdim=True)], dim=1))
+    if len(values) == 1:
+        low = high = [None] * len(mean)
     return {"difference": mean, "difference_low": low, "difference_high": high}

@@ -1,7 +1,9 @@
 """Settings that are evaluated one after the other: a suite by name, or from a file."""
 
 import copy
+import hashlib
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +63,15 @@ class Setting:
             for pack, tasks in zip(made, repeated, strict=True)
             for task in tasks
         ]
+
+    @property
+    def games(self) -> int:
+        """How many packs `make_packs` makes."""
+        return self.packs * (self.pack_size if self.ralph == "each" else 1)
+
+    def pack_seed(self, seed: int, number: int) -> int:
+        """The seed of the pack that `make_packs` puts at that place."""
+        return seed * self.packs + (number // self.pack_size if self.ralph == "each" else number)
 
     def ordered(self, pack: Pack) -> list:
         if self.order == "shuffled":
@@ -125,9 +136,23 @@ def settings_to_play(config: EvalConfig) -> list[Setting]:
     names = [setting.name for setting in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"suite={config.suite!r}: two settings are called {twice!r}")
+    if odd := next((name for name in names if not name.isprintable()), None):
+        raise BadInput(f"suite={config.suite!r}: name={odd!r}: must be one line without control characters")
     for setting in found:
         make_pack(setting.env, 0, setting.pack_size, setting.level)  # unknown environments and levels end here
     return found
+
+
+def source_of(env: str) -> str:
+    """Tells an environment from an edited one: a hash of its file, or of all Python files of its folder."""
+    module = sys.modules[task_class(env).__module__]
+    file = Path(module.__file__)
+    files = sorted(file.parent.glob("*.py")) if module.__name__.endswith(".task") else [file]
+    found = hashlib.sha256()
+    for each in files:
+        found.update(f"{each.name} {each.stat().st_size}\n".encode(errors="replace"))
+        found.update(each.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def from_file(file: Path) -> list[Setting]:

@@ -1,5 +1,7 @@
 """Records as markdown."""
 
+from record.page import printable
+
 DETAILS = {  # name in `statistics.details` -> title
     "turns": "turns",
     "reply_tokens": "tokens of the replies",
@@ -15,7 +17,7 @@ DETAILS = {  # name in `statistics.details` -> title
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A table whose columns are aligned, so that it reads well as it is, too."""
-    cells = [[text.replace("|", "\\|") for text in row] for row in [header, *rows]]
+    cells = [[printable(text).replace("|", "\\|") for text in row] for row in [header, *rows]]
     widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells
@@ -25,7 +27,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def with_interval(record: dict, key: str, k: int) -> str:
     mean, low, high = (round(record[name][k], 2) + 0.0 for name in (key, f"{key}_low", f"{key}_high"))  # no -0.00
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if record["packs"] > 1 else f"{mean:.2f}"  # one pack has none
 
 
 def positions(records: list[dict]) -> str:
@@ -40,8 +42,10 @@ def positions(records: list[dict]) -> str:
 
 
 def signed(each: dict, k: int) -> str:
-    """A difference with its interval, bold if that leaves out 0."""
+    """A difference with its interval if it has one, bold if that leaves out 0."""
     low, high = each["difference_low"][k], each["difference_high"][k]
+    if low is None:
+        return f"{each['difference'][k]:+.2f}"
     text = f"{each['difference'][k]:+.2f} [{low:+.2f}, {high:+.2f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.batches import training_batches
+from engine.errors import first_line
 from engine.policy import Policy
 from engine.settings import Config
 from envs import name_of
@@ -98,6 +99,16 @@ def write_sample(file: Path, title: str, groups: list[list[Rollout]], policy: Po
     write_text(file, json.dumps(packs) + "\n")
 
 
+def read_sample(file: Path) -> list[dict]:
+    """What `write_sample` has written. Raises ValueError or RecursionError if it is something else."""
+    packs = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(packs, list) or not all(
+        isinstance(pack, dict) and isinstance(pack.get("rollouts"), list) for pack in packs
+    ):
+        raise ValueError("it holds no rollouts of packs")
+    return packs
+
+
 def write_run_page(folder: Path, config: Config, lines: list[dict]) -> None:
     """report.html of a run: its evaluations, its training, and the newest rollouts that it kept."""
     evaluations = []
@@ -111,7 +122,10 @@ def write_run_page(folder: Path, config: Config, lines: list[dict]) -> None:
         size += file.stat().st_size
         if size > PAGE_BYTES and packs:
             break
-        packs = json.loads(file.read_text(encoding="utf-8")) + packs
+        try:
+            packs = read_sample(file) + packs
+        except (ValueError, RecursionError) as error:  # the run itself is worth more than these
+            print(f"{file}: cannot be read and is left out of report.html ({first_line(error)})")
     title = f"{folder.name}: {Path(config.model).name}, seed {config.seed}"
     page = {
         "title": title,

@@ -50,6 +50,16 @@ def as_json(data: dict) -> str:
     return json.dumps(finite(data), allow_nan=False, separators=(",", ":"))
 
 
+def is_number(value) -> bool:
+    """Whether it is a finite number that any reader of JSON can hold."""
+    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < 2**53
+
+
+def printable(text: str) -> str:
+    """Text in one line, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def finite(value):
     """The same with None for every float that is nan or infinite."""
     if isinstance(value, float):

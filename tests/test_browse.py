@@ -1,13 +1,17 @@
 """Rollouts as the page of a run shows them: their tokens, what they were credited with, what the update changed."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from training import PLAYED, fresh_policy
 
 from engine.batches import one_batch
-from record.browse import write_sample
+from engine.settings import Config
+from record.browse import write_run_page, write_sample
+from record.files import Metrics
 from train import assign_advantages
 
 
@@ -62,3 +66,20 @@ def test_the_change_of_a_token_is_its_log_probability_after_the_update_minus_bef
                 expected = (now - batch.logps[batch.mask]).tolist()
                 changes = [token[2] for m in e["messages"] for token in m["tokens"] or []]
                 assert changes == pytest.approx(expected, abs=2e-4) and max(map(abs, changes)) > 0.01
+
+
+@pytest.mark.parametrize("text", ["[{", "", "5", "[5]", '[{"rollouts": 5}]', "[" * 10**5, "\udcff"])
+def test_a_sample_that_cannot_be_read_is_left_out_of_the_page(text, plain, tmp_path, capsys):
+    """Of a run whose end has come: its adapter and its curves are worth more."""
+    run = Path(shutil.copytree(plain, tmp_path / "run"))
+    first, *_ = sorted((run / "samples").glob("step_*.json"))
+    (run / "samples" / "step_000099.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    write_run_page(run, resumed(run), Metrics(run).read())
+    assert "step_000099.json: cannot be read and is left out of report.html" in capsys.readouterr().out
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert json.loads(first.read_text(encoding="utf-8"))[0]["title"] in page
+
+
+def resumed(run):
+    """The settings of a run."""
+    return Config(**json.loads((run / "config.json").read_text(encoding="utf-8")))

@@ -139,3 +139,9 @@ def test_what_is_no_mode_ends_in_one_line():
 def test_own_hints_are_played_too_where_others_are_made_of_them():
     assert [context.name for context in parse("none, shuffled")] == ["own", "none", "shuffled"]
     assert [context.name for context in parse("none,shuffled,own")] == ["none", "shuffled", "own"]
+
+
+@pytest.mark.parametrize("text", ["frozen,frozen=1", "own,none,own", "perfect,from=learner", "from=a,from=runs/a"])
+def test_the_same_mode_twice_is_refused(text):
+    with pytest.raises(BadInput, match="^context='.*': is the same as '.*', which is named before"):
+        parse(text, {"a": "runs/a"})

@@ -15,11 +15,13 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from doubles import new_conversations
+from doubles import REPO, new_conversations
 from huggingface_hub import ChatCompletionOutput
 from hypothesis import given
 from hypothesis import strategies as st
+from training import assert_one_line, run_here
 
+import eval as script
 from context import UPDATE_SYSTEM
 from engine.errors import BadInput
 from environments.frozenlake.players import PLAYERS
@@ -112,6 +114,14 @@ def all_replies(policy, episodes):
     while len(replies) < len(episodes):
         replies |= policy.reply([])
     return replies
+
+
+def ask_after_one(answer):
+    """The replies to two conversations, the first of which is answered well, and the requests."""
+    with serving(lambda h: h.send(200, completion()) if h.number == 1 else answer(h)) as server:
+        with client(server.url) as policy:
+            replies = [all_replies(policy, [episode])[episode] for episode in new_conversations("0", "1")]
+        return replies, server.requests
 
 
 def refusal(answer, **options):
@@ -335,13 +345,32 @@ def test_what_cannot_be_mended_ends_at_once(status, body, expected):
     ],
 )
 def test_a_conversation_that_is_too_long_ends_its_task_only(status, message):
-    [reply], requests = ask(lambda handler: handler.send(status, {"error": {"message": message}}))
-    assert reply == Reply("", truncated=True, context_full=True) and len(requests) == 1
+    [first, reply], requests = ask_after_one(lambda handler: handler.send(status, {"error": {"message": message}}))
+    assert reply == Reply("", truncated=True, context_full=True) and len(requests) == 2
+    assert first.text == "fine"
 
 
 def test_the_context_is_full_by_its_code_too():
     error = {"error": {"message": "No.", "code": "context_length_exceeded"}}
-    assert ask(lambda handler: handler.send(400, error))[0][0].context_full
+    assert ask_after_one(lambda handler: handler.send(400, error))[0][1].context_full
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (
+            400,
+            "max_tokens is too large: 100000. This model's maximum context length is 32768 tokens and your request has "
+            "300 input tokens",
+        ),
+        (413, "Payload Too Large"),
+        (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096."),
+    ],
+)
+def test_an_endpoint_that_has_never_answered_finds_everything_too_long(status, message):
+    """That is no game that was lost."""
+    line, requests = refusal(lambda handler: handler.send(status, {"error": {"message": message}}))
+    assert "max_reply_tokens=50" in line and message in line and len(requests) == 1
 
 
 def test_a_redirect_to_another_host_is_refused():
@@ -411,6 +440,56 @@ def test_urls_that_are_none(url):
     with pytest.raises(BadInput, match="^url: must look like") as error:
         client(url)
     assert "pw" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://a:99999/v1", "http://a:0/v1", "https://a:-1", "http://a:65536/?key=pw"])
+def test_ports_that_are_none(url):
+    with pytest.raises(BadInput, match="^url=https?://a.*: the port must be ") as error:
+        client(url)
+    assert "pw" not in str(error.value)
+
+
+SURROUNDINGS = [
+    ("ALL_PROXY", "socks5://127.0.0.1:1", "socks"),
+    ("ALL_PROXY", "foo://me:pw@x", "scheme"),
+    ("HTTP_PROXY", "http://x:99999", "99999"),
+    ("HTTPS_PROXY", "http://[::1", "port"),
+    ("ALL_PROXY", "http://\x01", "character"),
+    ("SSL_CERT_FILE", "/no/such", "'/no/such'"),
+    ("SSL_CERT_FILE", __file__, "certificate"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "named"), SURROUNDINGS)
+def test_proxies_and_certificates_that_cannot_be_used_are_named(name, value, named, monkeypatch):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=f"^{name}.*: cannot be ") as error:
+        client("http://127.0.0.1:9")
+    assert named in str(error.value) and "\n" not in str(error.value) and "pw" not in str(error.value)
+
+
+def test_secrets_that_a_server_sees_are_not_written(tmp_path):
+    """Neither the key, which it echoes, nor the query; but another query is another endpoint."""
+
+    def answer(handler):
+        handler.send(200, completion(f"You sent {handler.headers['authorization']}"))
+
+    with serving(answer) as server:
+        argv = ["--policy", "endpoint", "--model", "m", "--env", REPO / "tests" / "words.py", "--packs", 1]
+        argv += ["--pack-size", 2, "--output", tmp_path]
+        assert run_here([*argv, "--url", f"{server.url}?token=pw-4712"], script.main) == 0
+        written = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        assert b"You sent Bearer [key]" in written["games-0.jsonl"] and b"127.0.0.1" in written["eval.json"]
+        for name, text in written.items():
+            assert KEY.encode() not in text and b"pw-4712" not in text, name
+        assert_one_line(run_here([*argv, "--url", f"{server.url}?token=other"], script.main), "policy 'endpoint'")
+        assert run_here([*argv, "--url", f"{server.url}?token=pw-4712"], script.main) == 0
+
+
+def test_a_word_that_local_servers_get_for_a_key_stays_in_replies(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    assert ask(lambda handler: handler.send(200, completion("none of them")))[0][0].text == "none of them"
 
 
 def test_bad_keys_and_fields(monkeypatch):

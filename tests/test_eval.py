@@ -46,7 +46,8 @@ def rollout_of(outcomes, penalty=0.0):
 
 
 def summary(label, rollouts):
-    return summarise(label, [game(rollout) for rollout in rollouts])
+    """Of rollouts of a pack each."""
+    return summarise(label, [game(rollout) | {"pack": pack} for pack, rollout in enumerate(rollouts)])
 
 
 def test_record_by_hand():
@@ -335,9 +336,12 @@ BAD = {
     "seed beyond 32 bits": (["--policy", "random", "--seed", "4294967296"], ["seed=4294967296", "below 4,294,967,296"]),
     "no tokens": (["--policy", "random", "--max-reply-tokens", "0"], ["max_reply_tokens=0"]),
     "no rollouts": (["--policy", "random", "--rollouts-at-once", "-3"], ["rollouts_at_once=-3"]),
+    "huge window": (["--policy", "random", "--window", str(10**400)], ["window=1000", "below 1,000,000,000"]),
     "unknown flag": (["--policy", "random", "--size", "3"], ["--size"]),
     "unknown context": (["--policy", "random", "--context", "all"], ["context=", "all", "own", "none"]),
-    "output is a file": (["--policy", "random", "--packs", "2", "--output", "a-file"], ["a-file"]),
+    "output is a file": (["--policy", "random", "--packs", "2", "--output", "a-file"], ["output='a-file'", "folder"]),
+    "output within a file": (["--policy", "random", "--packs", "2", "--output", "a-file/x"], ["output='a-file/x'"]),
+    "output is a run": (["--policy", "random", "--output", "unfinished"], ["output='unfinished'", "training run"]),
 }
 
 

@@ -2,16 +2,23 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 from doubles import REPO
 from training import assert_one_line, run_here
 
 import eval as script
+from engine.command_line import parse_flags
+from engine.errors import BadInput
 from evaluation import playing
-from evaluation.policies import labels, merged_seeds
+from evaluation.policies import labels, merged_seeds, settings_of
+from evaluation.settings import EvalConfig
 from record.pictures import STYLES
 from rollout import Reply
 
@@ -65,8 +72,9 @@ def test_a_suite_has_an_overview_and_a_picture(tmp_path, capsys):
     settings = evaluated(tmp_path / "out", "--policy", "learner", "--suite", tmp_path / "s.yaml")
     assert [(each["title"], [r["packs"] for r in each["records"]]) for each in settings] == [
         ("words/tiny, packs of 4", [3, 3]),
-        ("words/tiny, packs of 2, each task repeated", [4, 4]),
+        ("words/tiny, packs of 2, each task repeated", [2, 2]),  # two loops each
     ]
+    assert len((tmp_path / "out" / "games-0.jsonl").read_text("utf-8").splitlines()) == 2 * (3 + 4)
     assert capsys.readouterr().out.startswith("| setting")
     assert (tmp_path / "out" / "eval.png").read_bytes().startswith(b"\x89PNG")
 
@@ -100,6 +108,39 @@ def test_runs_that_differ_in_their_seeds_alone_are_merged(tmp_path):
     }
 
 
+def test_groups_of_runs_have_titles_of_their_own(tmp_path):
+    """What their names begin with is the same."""
+    runs = [run_of(tmp_path / f"lake-seed{k}", k % 2, lr=0.1 * (k // 2 + 1)) for k in range(6)]
+    runs.append(run_of(tmp_path / "lake", 0, lr=9))
+    merged = merged_seeds(labels(runs))
+    assert list(merged.values()) == [[f"lake-seed{k}", f"lake-seed{k + 1}"] for k in (0, 2, 4)] + [["lake"]]
+    assert list(merged)[1] == "lake, 2 seeds: lake-seed2, lake-seed3"
+    run_of(tmp_path / "x" / "lake, 2 seeds", 0, lr=10)
+    merged = merged_seeds(labels([*runs[:2], str(tmp_path / "x" / "lake, 2 seeds")]))
+    assert [len(group) for group in merged.values()] == [2, 1]
+
+
+def test_the_same_run_is_no_second_seed(tmp_path, monkeypatch):
+    run = run_of(tmp_path / "run-seed0", 0)
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for other in ("run-seed0/", "./run-seed0", "link", f"{tmp_path}/x/../run-seed0", run):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(BadInput, match="^policy='.*': is named twice"):
+            labels(["learner", run, other])
+    with pytest.raises(BadInput, match="policy='learner': is named twice"):
+        labels(["learner", "learner"])
+    copy = run_of(tmp_path / "run-seed0-copy", 0)
+    other = run_of(tmp_path / "run-seed1", 1)
+    assert [len(group) for group in merged_seeds(labels([run, copy, other])).values()] == [1, 1, 1]
+    assert [len(group) for group in merged_seeds(labels([run, other])).values()] == [2]
+
+
+def test_names_of_folders_cannot_take_over_the_terminal(tmp_path):
+    runs = [run_of(tmp_path / f"a\x1b[31m{k}", k, lr=k) for k in (0, 1)]
+    assert list(merged_seeds(labels(runs))) == ["a\ufffd[31m0", "a\ufffd[31m1"]
+
+
 def test_policies_given_by_flags_take_the_place_of_those_in_a_file(tmp_path):
     (tmp_path / "s.yaml").write_text("policy: random\npacks: 2\n", encoding="utf-8")
     for flags, expected in ([], ["random"]), (["--policy", "learner", "silent"], ["learner", "silent"]):
@@ -112,6 +153,28 @@ def test_policies_given_by_flags_take_the_place_of_those_in_a_file(tmp_path):
 def test_labels_are_as_short_as_they_can_be():
     assert labels(["runs/a", "b"]) == {"a": "runs/a", "b": "b"}
     assert labels(["x/a", "y/a", "b"]) == {"x/a": "x/a", "y/a": "y/a", "b": "b"}
+    for name in ("random", "informed", "learner"):  # the scripted players, whose games stand under these names
+        assert labels([name, f"runs/{name}"]) == {name: name, f"runs/{name}": f"runs/{name}"}
+        assert labels([f"runs/{name}"]) == {f"runs/{name}": f"runs/{name}"}
+
+
+@pytest.mark.parametrize("name", ["random", "learner"])
+def test_a_run_that_is_called_like_a_player_is_played(name, plain, tmp_path, monkeypatch):
+    run = shutil.copytree(plain, tmp_path / name)
+    argv = ["--policy", run, "--packs", 2, "--max-reply-tokens", 3, "--output", tmp_path / "out"]
+    assert run_here(argv, script.main) == 0
+    saved = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))
+    assert [record["label"] for record in saved["settings"][0]["records"]] == [str(run), *STYLES]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "games-0.jsonl").open(encoding="utf-8")]
+    assert {line["part"][1] for line in lines if any(line["reply_tokens"])} == {str(run)}  # a model's
+
+
+def test_a_person_plays_with_the_settings_of_the_run_beside_it(tmp_path):
+    run = run_of(tmp_path / "run", 0, pack_size=3, temperature=0.5)
+    argv = ["--policy", run, "human", "--temperature", "0.7"]
+    with mock.patch("sys.argv", ["eval.py", *argv]):
+        config = settings_of(parse_flags(EvalConfig))
+    assert (config.pack_size, config.temperature, config.packs, config.watch) == (3, 0.7, 1, True)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -129,6 +192,11 @@ def test_seeds_of_a_run_make_one_line(seeds, plain, tmp_path):
     assert [each["label"] for each in references] == list(STYLES)
     if seeds == 2:  # the same adapter twice
         assert record["deviation"] == [0, 0]
+        argv = [*runs, "--packs", 4, "--max-reply-tokens", 8, "--context", "own,from=run-seed0"]
+        assert run_here([*argv, "--output", tmp_path / "out"], script.main) == 0
+        [setting] = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))["settings"]
+        read = [record for record in setting["records"] if record["context"] == "from=run-seed0"]
+        assert [(record["label"], record["seeds"]) for record in read] == [("run, 2 seeds, hints of run-seed0", 2)]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -174,16 +242,82 @@ class Evil:
         return [(episode, Reply("\x1b[31mred\x1b]0;title\x07\x9b")) for episode in episodes]
 
 
+def test_what_a_person_types_may_be_in_any_encoding(tmp_path):
+    argv = ["--env", WORDS, "--output", tmp_path / "out", "--policy", "human", "--pack-size", "1"]
+    typed = b"caf\xe9 \xff\n\n"
+    done = subprocess.run([sys.executable, REPO / "eval.py", *argv], input=typed, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "caf\\ufffd \\ufffd" in page
+
+
+def test_a_reader_who_leaves_early_loses_no_file(tmp_path):
+    """Standard output is a pipe that nobody reads."""
+    argv = ["--env", WORDS, "--output", tmp_path / "out", "--policy", "learner", "--packs", "2"]
+    for _ in range(2):  # the second time it says that there are games
+        ends = os.pipe()
+        os.close(ends[0])
+        command = [sys.executable, REPO / "eval.py", *argv]
+        done = subprocess.run(command, stdout=ends[1], stderr=subprocess.PIPE, text=True, timeout=120)
+        os.close(ends[1])
+        assert (done.returncode, done.stderr) == (0, "")
+        for name in ("eval.json", "eval.md", "eval.png", "report.html"):
+            (tmp_path / "out" / name).unlink()
+
+
+def test_a_player_that_some_environments_lack_is_left_out_there(tmp_path, capsys):
+    """The silent one plays words only, wherever the flags lead; the other settings have their references."""
+    (tmp_path / "s.yaml").write_text(f"- {{env: frozenlake}}\n- {{env: {WORDS}}}\n", encoding="utf-8")
+    argv = ["--policy", "silent", "--suite", tmp_path / "s.yaml", "--packs", 2, "--output", tmp_path / "out"]
+    assert run_here(argv, script.main) == 0
+    saved = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))["settings"]
+    assert [[record["label"] for record in setting["records"]] for setting in saved] == [
+        ["random", "informed", "learner"],
+        ["silent", "random", "learner"],
+    ]
+    assert "frozenlake has no silent, which is left out there" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What cannot be played
 
 BAD = {
+    "its own hints": (["--env", WORDS, "--policy", "learner", "--context", "perfect"], ["context='perfect'", "own"]),
+    "its own hints by name": (
+        ["--env", WORDS, "--policy", "random", "--context", "from=random"],
+        ["context='from=random'", "own"],
+    ),
+    "no player anywhere": (
+        ["--env", WORDS, "--policy", "learner", "informed"],
+        ["policy='informed'", "words", "silent"],
+    ),
+    "a writer that an environment lacks": (
+        ["--suite", "{suite}", "--policy", "learner", "--context", "own,from=silent"],
+        ["context='from=silent'", "frozenlake has no silent"],
+    ),
+    "no learner, by its name": (
+        ["--env", "{odd}", "--level", "train", "--context", "own,from=learner"],
+        ["context='from=learner'", "odd"],
+    ),
+    "hints of a person": (["--env", WORDS, "--context", "own,from=human"], ["context='from=human'", "person"]),
+    "kept beyond the pack": (
+        ["--env", WORDS, "--policy", "learner", "--context", "own,frozen=3"],
+        ["context='frozen=3'", "packs of 4"],
+    ),
     "no learner": (["--env", "{odd}", "--level", "train", "--context", "perfect"], ["context='perfect'", "odd"]),
     "unknown writer": (["--env", WORDS, "--context", "from=nobody"], ["nobody"]),
     "unknown suite": (["--env", WORDS, "--suite", "nightly"], ["suite='nightly'", "quick, paper"]),
     "no file of that name": (["--env", WORDS, "--suite", "none.yaml"], ["none.yaml"]),
     "no address": (["--env", WORDS, "--policy", "endpoint", "--model", "m"], ["url: must look like"]),
     "no model": (["--env", WORDS, "--policy", "endpoint", "--url", "http://127.0.0.1:9"], ["model=''"]),
+    **{
+        f"extra fields: {body}": (
+            ["--env", WORDS, "--policy", "endpoint", "--url", "http://127.0.0.1:9", "--model", "m"]
+            + ["--extra-body", body],
+            ["extra_body="],
+        )
+        for body in ('{"a": NaN}', '{"a": [1e999]}', '{"a": "\\ud800"}', "[1]")
+    },
     "no JSON": (
         ["--env", WORDS, "--policy", "endpoint", "--url", "http://127.0.0.1:9", "--model", "m", "--extra-body", "{"],
         ["extra_body='{'", "JSON"],
@@ -215,10 +349,13 @@ class Odd(Task):
 @pytest.mark.parametrize("argv, parts", BAD.values(), ids=BAD)
 def test_what_cannot_be_played_ends_in_one_line(argv, parts, tmp_path):
     (tmp_path / "odd.py").write_text(ODD, encoding="utf-8")
-    argv = [word.format(odd=tmp_path / "odd.py") if word.startswith("{odd") else word for word in argv]
+    (tmp_path / "s.yaml").write_text(f"- {{env: {WORDS}}}\n- {{env: frozenlake}}\n", encoding="utf-8")
+    paths = {"{odd}": tmp_path / "odd.py", "{suite}": tmp_path / "s.yaml"}
+    argv = [paths.get(word, word) for word in argv]
     if "--policy" not in argv:
         argv += ["--policy", "random" if WORDS in argv else "human"]
     assert_one_line(run_here([*argv, "--output", tmp_path / "out"], script.main), *parts)
+    assert not list((tmp_path / "out").glob("games-*")) or "nobody" in str(parts) or "same command" in parts
 
 
 def test_a_window_that_is_too_short_for_a_transcript(model_folder, tmp_path):

@@ -11,17 +11,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from context import BEGIN, END
+from engine.errors import BadInput
 from environments.frozenlake.players import LakeLearner
-from envs import make_pack
+from envs import Task, make_pack
 from evaluation.report import compared, explained
-from evaluation.statistics import averaged, combination, details, difference, game, interval, summarise
+from evaluation.statistics import averaged, combination, details, difference, game, grades, interval, summarise
+from evaluation.tables import signed, with_interval
 from rollout import Reply, no_hints, play, run
 
 
 def games(successes):
     """Games of which only the successes [N][S] matter."""
     counts = {"broken_format": 0, "episodes": 1, "truncated": 0, "replies": 1}
-    return [{"success": row, "reward": row, **counts} for row in successes]
+    return [{"pack": pack, "success": row, "reward": row, **counts} for pack, row in enumerate(successes)]
 
 
 def coins(n, size, seed, chance=0.5):
@@ -100,6 +102,59 @@ def test_seeds_are_merged_pack_by_pack():
     assert [each["episodes"] for each in merged] == [2, 2]
 
 
+def ralph_loops(packs, copies, seed):
+    """Games of Ralph loops over every task: those of one pack succeed together more often than not."""
+    rng = random.Random(seed)
+    found = []
+    for pack in range(packs):
+        chance = rng.random()
+        rows = [[float(rng.random() < chance) for _ in range(2)] for _ in range(copies)]
+        found += [game | {"pack": pack} for game in games(rows)]
+    return found
+
+
+def cluster_bootstrap(values, packs):
+    """Ends of the 95 % interval of the mean of values [N, S] when whole packs are drawn, with all of their games."""
+    values, packs = np.array(values), np.array(packs)
+    rng, names = np.random.default_rng(0), np.unique(packs)
+    clusters = [values[packs == name] for name in names]
+    means = [
+        np.concatenate([clusters[k] for k in rng.integers(0, len(names), len(names))]).mean(axis=0) for _ in range(4000)
+    ]
+    return np.quantile(means, [0.025, 0.975], axis=0)
+
+
+def test_loops_over_the_tasks_of_one_pack_are_no_independent_samples():
+    """Against a bootstrap of clusters; one of games would be much too sure of itself."""
+    first, second = ralph_loops(60, 8, seed=1), ralph_loops(60, 8, seed=2)
+    packs = [game["pack"] for game in first]
+    record, found = summarise("", first), difference(first, second)
+    assert record["packs"] == 60
+    low, high = cluster_bootstrap([game["success"] for game in first], packs)
+    pairs = [np.array(b["success"]) - np.array(a["success"]) for a, b in zip(first, second, strict=True)]
+    low_pair, high_pair = cluster_bootstrap(pairs, packs)
+    _, naive_low, naive_high = interval(torch.tensor([game["success"] for game in first]))
+    for j in range(2):
+        width = high[j] - low[j]
+        assert naive_high[j] - naive_low[j] < 0.7 * width
+        assert record["success_low"][j] == pytest.approx(low[j], abs=0.1 * width)
+        assert record["success_high"][j] == pytest.approx(high[j], abs=0.1 * width)
+        width = high_pair[j] - low_pair[j]
+        assert found["difference_low"][j] == pytest.approx(low_pair[j], abs=0.1 * width)
+        assert found["difference_high"][j] == pytest.approx(high_pair[j], abs=0.1 * width)
+        assert record["success"][j] == pytest.approx(np.mean([game["success"][j] for game in first]), abs=1e-4)
+    merged = averaged([first, second])
+    assert summarise("", merged)["packs"] == 60
+
+
+def test_a_single_pack_has_no_intervals():
+    found = difference(games([[0.0, 1.0]]), games([[1.0, 1.0]]))
+    assert found == {"difference": [1, 0, 0.5], "difference_low": [None] * 3, "difference_high": [None] * 3}
+    assert signed(found, 0) == "+1.00"
+    one, two = summarise("", games([[1.0]])), summarise("", games([[1.0], [1.0]]))
+    assert with_interval(one, "success", 0) == "1.00" and with_interval(two, "success", 0) == "1.00 [1.00, 1.00]"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What is compared
 
@@ -114,7 +169,7 @@ def test_every_policy_is_compared_with_the_first_and_every_mode_with_the_first()
     policies = {f"{p} {c} - base {c}" for p in ("run", "more") for c in ("own", "none", "perfect")}
     modes = {f"{p} {c} - {p} own" for p in ("base", "run", "more") for c in ("none", "perfect")}
     assert labels == policies | modes and len(compared(records)) == len(labels)
-    assert compared(records[:1]) == []
+    assert compared(records[:1]) == compared([]) == explained([]) == []
 
 
 def test_the_gain_is_taken_apart_into_play_use_and_writing():
@@ -186,3 +241,46 @@ def test_grades_are_means_over_the_hints_that_have_them():
     graded = [base | {"grades": [{"kept": 1.0}, {}]}, base | {"grades": [{"kept": 0.0, "odd": 3.0}, {}]}]
     found = details(graded)
     assert (found["grade_kept"], found["grade_odd"]) == ([0.5, None], [3.0, None])
+
+
+def graded(found):
+    """The grades of a task whose environment says that of every hint."""
+
+    class Odd(Task):
+        @classmethod
+        def grade_hint(cls, hint, played):
+            return found
+
+    return grades("odd/tiny", "a hint", [Odd()])
+
+
+@pytest.mark.parametrize("value", [1, True, 0.5, np.float32(0.5), np.int64(3), np.array(2.0), torch.tensor([0.25])])
+def test_numbers_of_any_library_are_grades(value):
+    found = graded({"right": value})
+    assert found == {"right": float(value)} and type(found["right"]) is float
+
+
+@pytest.mark.parametrize(
+    "found, named",
+    [
+        ("well", "'well'"),
+        (None, "None"),
+        ([1.0], "[1.0]"),
+        (0.5, "0.5"),
+        ({1: 0.5, "right": 0.5}, "called 1"),
+        ({"right": "0.5"}, "'right'"),
+        ({"right": None}, "None"),
+        ({"right": [1.0]}, "'right'"),
+        ({"right": float("nan")}, "nan"),
+        ({"right": np.float64("inf")}, "inf"),
+        ({"right": 10**400}, "'right'"),
+        ({"right": 10**5000}, "a huge int"),
+        ({"right": 1j}, "1j"),
+        ({"right": torch.ones(2)}, "tensor"),
+        ({"right": np.ones(2)}, "array"),
+    ],
+)
+def test_what_is_no_grade_ends_in_one_line(found, named):
+    with pytest.raises(BadInput, match="^env='odd/tiny': grade_hint gives ") as raised:
+        graded(found)
+    assert named in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 200

@@ -1,11 +1,14 @@
 """The settings that an evaluation plays: suites by name and from files, Ralph loops, the order of tasks."""
 
+import shutil
+
 import pytest
+from doubles import REPO
 
 from engine.errors import BadInput
 from envs import ENVS, make_pack, task_class
 from evaluation.settings import EvalConfig
-from evaluation.suites import Setting, settings_to_play
+from evaluation.suites import Setting, settings_to_play, source_of
 
 CONFIG = EvalConfig(packs=6, pack_size=3)
 
@@ -94,6 +97,8 @@ BAD = {
     "no packs": ("- packs: 3\n- packs: -1", ["s.yaml", "setting 2", "packs=-1"]),
     "packs in words": ("- packs: many", ["s.yaml", "setting 1", "packs", "many"]),
     "same twice": ("- packs: 3\n- packs: 4", ["s.yaml", "two settings", "frozenlake/tiny"]),
+    "a name that a terminal obeys": ('- name: "\\e[31mred"', ["s.yaml", "name='\\x1b[31mred'"]),
+    "a name of two lines": ('- name: "a\\nb"', ["s.yaml", "name='a\\nb'"]),
     "no YAML": ("- [", ["s.yaml", "line"]),
     "nested": ("- level: {a: b}", ["s.yaml", "line 1", "nothing within"]),
 }
@@ -106,3 +111,23 @@ def test_a_suite_that_cannot_be_played_ends_in_one_line(text, parts, tmp_path):
     with pytest.raises(BadInput) as raised:
         settings_to_play(EvalConfig(suite="nightly" if text is None else str(tmp_path / "s.yaml")))
     assert "\n" not in str(raised.value) and all(part in str(raised.value) for part in parts), str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["no", "first", "each"])
+def test_the_number_and_the_seeds_of_packs_are_known_without_making_them(form):
+    setting = Setting(ralph=form).filled(CONFIG)
+    packs = setting.make_packs(2)
+    assert [pack.seed for pack in packs] == [setting.pack_seed(2, number) for number in range(setting.games)]
+
+
+def test_an_edited_environment_has_another_source(tmp_path):
+    file = tmp_path / "words.py"
+    shutil.copy(REPO / "tests" / "words.py", file)
+    folder = shutil.copytree(REPO / "environments" / "frozenlake", tmp_path / "lake")
+    for env, edited in ((file, file), (folder, folder / "players.py"), (folder, folder / "more.py")):
+        before = source_of(str(env))
+        assert source_of(str(env)) == before
+        with edited.open("a", encoding="utf-8") as text:
+            text.write("# edited\n")
+        assert source_of(str(env)) != before
+    assert source_of("frozenlake") == source_of(str(REPO / "environments" / "frozenlake")) != source_of("alchemy")
