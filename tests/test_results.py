@@ -273,6 +273,20 @@ def test_a_report_that_cannot_be_written_names_the_folder_and_keeps_the_games(tm
     assert len(lines(tmp_path)) == 6 and not (tmp_path / "eval.json").exists()
 
 
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    argv = ["--policy", "learner", "--env", WORDS, "--packs", 3, "--output", tmp_path]
+    assert run_here(argv, script.main) == 0
+    before = (tmp_path / "eval.png").read_bytes()
+
+    def half(figure, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    assert_one_line(run_here(argv, script.main), f"output={str(tmp_path)!r}", "No space left")
+    assert (tmp_path / "eval.png").read_bytes() == before
+
+
 def test_what_is_no_number_is_never_written(tmp_path):
     """Rewards so large that no float32 holds them: the mean of infinities of both signs is none."""
     env = tmp_path / "large.py"
