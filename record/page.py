@@ -57,7 +57,7 @@ def is_number(value) -> bool:
 
 def printable(text: str) -> str:
     """Text in one line, without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def finite(value):
