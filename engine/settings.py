@@ -193,9 +193,9 @@ class Config(Shared):
         rollouts = self.packs_per_step * self.group_size
         if self.group_size == 1 and not self.teachers:
             raise BadInput("group_size=1: must be at least 2, for one rollout alone has no group baseline")
-        if untaught := [f"{env}/{level}" for env, level in self.env_levels if (env, level) not in self.taught]:
-            if self.teachers:
-                raise BadInput(f"teachers={self.teachers!r}: there is none for {untaught[0]}")
+        untaught = [f"{env}/{level}" for env, level in self.env_levels if (env, level) not in self.taught]
+        if self.teachers and untaught:
+            raise BadInput(f"teachers={self.teachers!r}: there is none for {untaught[0]}")
         if rollouts > 10**6:
             raise BadInput(f"group_size={self.group_size}: a step would have {rollouts:,} rollouts; at most 1,000,000")
         episodes = rollouts * (2 * self.pack_size - 1)
