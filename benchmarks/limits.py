@@ -1,7 +1,7 @@
 """How far decoding and training are from what the device can do, both measured in the same run.
 
     python benchmarks/limits.py --model FOLDER_OR_HUB_NAME
-    python benchmarks/limits.py --shape Qwen3-1.7B --cuda-graphs True        random weights in that shape
+    python benchmarks/limits.py --shape Qwen3-1.7B        random weights in that shape
 
 A decoding step cannot be faster than reading the weights and the KV cache once at the measured memory bandwidth.
 Training cannot be faster than its matrix products at the measured rate of large ones. Of a frozen layer with an adapter

@@ -2,7 +2,7 @@
 
 For models whose layers keep keys and values, and nothing else. A conversation is read once, however many turns it has;
 a reply that is complete makes way for the next while others are still being sampled; prompts that begin alike are read
-once; on a GPU a block of tokens is sampled without waiting for each, through CUDA graphs if asked for.
+once; on a GPU a block of tokens is sampled without waiting for each, through CUDA graphs.
 """
 
 import functools

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+)
 from transformers.pytorch_utils import Conv1D
 
 from engine.errors import BadInput, first_line
@@ -49,6 +55,8 @@ def load_model(
         model = str(REPO / model)
     options = {"dtype": "bfloat16" if dtype == "auto" and (gguf_file or load_in_4bit) else dtype}
     source = {"gguf_file": gguf_file} if gguf_file else {}
+    if gguf_file:  # else some versions of transformers leave the weights packed, where no gradient passes
+        options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         if load_in_4bit:
             options["quantization_config"] = BitsAndBytesConfig(
@@ -64,17 +72,15 @@ def load_model(
         raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):
         raise BadInput(f"model={model!r}: {len(missing)} of its weights are not in its files ({missing[0]} for one)")
+    if gguf_file:
+        # some versions of transformers give the tokenizer the token that begins texts as the one that ends them
+        if isinstance(end := loaded.config.get_text_config().eos_token_id, int):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     if dtype == "auto" and not load_in_4bit and loaded.dtype != torch.float32 and slow_bfloat16(device):
         print("weights in float32, as this CPU has no instructions for bfloat16 (--dtype bfloat16: half of the memory)")
         loaded.float()
     elif dtype == "auto" and loaded.dtype == torch.float16:
         return load_model(model, "bfloat16", device, gguf_file, load_in_4bit)
-    if gguf_file:  # what was read is unpacked, but could not be saved as long as the model says otherwise
-        loaded.hf_quantizer, loaded.is_quantized = None, False
-        del loaded.config.quantization_config
-        # some versions of transformers give the tokenizer the token that begins texts as the one that ends them
-        if isinstance(end := loaded.config.get_text_config().eos_token_id, int):
-            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     without_dropout(loaded)
     for module in loaded.modules():
         # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,

@@ -66,7 +66,7 @@ class Sampling:
     merge_adapter: bool = flag(
         True, "sample from copies of the weights with the adapter merged in (never in 4 bits)", may_change=True
     )
-    cuda_graphs: bool = flag(False, "on a GPU, sample by replaying captured steps", may_change=True)
+    cuda_graphs: bool = flag(True, "on a GPU, sample by replaying captured steps", may_change=True)
 
 
 @dataclass(frozen=True)

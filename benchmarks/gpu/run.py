@@ -1,6 +1,6 @@
 """The parts of part.py one after the other, each in a process of its own and under a time limit of its own.
 
-    python benchmarks/gpu/run.py [FOLDER]    what benchmarks/gpu.sh starts; docs/gpu.md says more
+    python benchmarks/gpu/run.py [FOLDER [PART ...]]    what benchmarks/gpu.sh starts; docs/gpu.md says more
 
 FOLDER gets a log for each part (both that measure rollouts share one), figures.jsonl with a line for each
 figure as soon as it is there, and at the end report.md. A part that fails, runs over its time or is skipped is named
@@ -18,6 +18,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Part:
 PARTS = [
     Part("smoke", "1-smoke.log", 90),
     Part("limits", "2-limits.log", 100),
-    Part("rollouts", "3-rollouts.log", 85),
+    Part("rollouts", "3-rollouts.log", 140),
     Part("continuous batching", "3-rollouts.log", 40),
     Part("memory", "4-memory.log", 70),
     Part("learning", "5-learning.log", TOTAL, last=True),
@@ -190,8 +191,12 @@ def look_around(rehearsal: bool) -> dict:
 
 def main() -> None:
     rehearsal = os.environ.get("REHEARSAL", "") not in ("", "0")
-    if len(sys.argv) > 2 or sys.argv[1:] and sys.argv[1].startswith("-"):
-        sys.exit("error: usage: bash benchmarks/gpu.sh [FOLDER]")
+    if sys.argv[1:] and sys.argv[1].startswith("-"):
+        sys.exit("error: usage: bash benchmarks/gpu.sh [FOLDER [PART ...]]")
+    names = [part.name for part in PARTS]
+    for name in sys.argv[2:]:
+        if name not in names:
+            sys.exit(f"error: part {name!r}: unknown; choose from {', '.join(map(repr, names))}")
     for name in ("GGUF", "RUN"):
         if os.environ.get(name) and not Path(os.environ[name]).is_file():
             sys.exit(f"error: {name}={os.environ[name]!r}: there is no such file")
@@ -202,6 +207,8 @@ def main() -> None:
     for name in {part.log for part in PARTS} | {"figures.jsonl", "report.md"}:  # of an earlier time
         (folder / name).unlink(missing_ok=True)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and nothing waits for a network that is not there
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # else every start would compile all packages, for 15 seconds
+        os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp()
     if rehearsal:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("GGUF", "RUN"):
@@ -213,9 +220,9 @@ def main() -> None:
     def command(part: Part, seconds: float) -> list[str]:
         return [sys.executable, "-u", str(HERE / "part.py"), part.name, str(folder), f"{seconds:.0f}"]
 
-    parts, total = PARTS, TOTAL
+    parts, total = [part for part in PARTS if part.name in (sys.argv[2:] or names)], TOTAL
     if rehearsal:  # it is short by its sizes; that a machine is slow is not to make it fail
-        parts, total = [replace(part, limit=3 * part.limit) for part in PARTS], 3 * TOTAL
+        parts, total = [replace(part, limit=3 * part.limit) for part in parts], 3 * TOTAL
     outcomes = run_parts(parts, command, total, folder)
     text = report(machine, outcomes, read_figures(folder / "figures.jsonl"))
     (folder / "report.md").write_text(text)

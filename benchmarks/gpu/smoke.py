@@ -88,9 +88,9 @@ def as_trained(figure: Figures, policy: Policy, name: str, goal: str) -> None:
     figure(f"sampler and trainer differ, {name}: at most", gaps.max().item(), "nats")
 
 
-def with_graphs(figure: Figures, plain: Policy, name: str, goal: str = "") -> None:
+def with_graphs(figure: Figures, captured: Policy, name: str, goal: str = "") -> None:
     """CUDA graphs against plain steps, on the same games: the same tokens?"""
-    captured = Policy(plain.model, plain.chat.tokenizer, replace(plain.settings, cuda_graphs=True))
+    plain = Policy(captured.model, captured.chat.tokenizer, replace(captured.settings, cuda_graphs=False))
     found = []
     with counted_replays() as replays, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
