@@ -72,15 +72,14 @@ def load_model(
         raise BadInput(f"model={model!r}: cannot be loaded ({first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):
         raise BadInput(f"model={model!r}: {len(missing)} of its weights are not in its files ({missing[0]} for one)")
-    if gguf_file:
-        # some versions of transformers give the tokenizer the token that begins texts as the one that ends them
-        if isinstance(end := loaded.config.get_text_config().eos_token_id, int):
-            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     if dtype == "auto" and not load_in_4bit and loaded.dtype != torch.float32 and slow_bfloat16(device):
         print("weights in float32, as this CPU has no instructions for bfloat16 (--dtype bfloat16: half of the memory)")
         loaded.float()
     elif dtype == "auto" and loaded.dtype == torch.float16:
         return load_model(model, "bfloat16", device, gguf_file, load_in_4bit)
+    if gguf_file and isinstance(end := loaded.config.get_text_config().eos_token_id, int):
+        # some versions of transformers give the tokenizer the token that begins texts as the one that ends them
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     without_dropout(loaded)
     for module in loaded.modules():
         # on a CPU, bitsandbytes would pack 4-bit weights for inference the first time that the model is sampled from,

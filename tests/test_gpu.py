@@ -154,6 +154,14 @@ def test_what_cannot_work_ends_in_one_line(arguments, environment, message, tmp_
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and message in done.stderr
 
 
+def test_only_the_parts_that_are_named_run(tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable, "REHEARSAL": "1"}
+    command = ["bash", "benchmarks/gpu.sh", str(tmp_path), "limits"]
+    assert subprocess.run(command, cwd=REPO, env=environment, capture_output=True).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2-limits.log", "figures.jsonl", "report.md"]
+    assert {figure["part"] for figure in gpu.read_figures(tmp_path / "figures.jsonl")} == {"limits"}
+
+
 def test_without_a_gpu_one_line_says_so(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "REHEARSAL": "", "CUDA_VISIBLE_DEVICES": ""}
     command = ["bash", "benchmarks/gpu.sh", str(tmp_path)]

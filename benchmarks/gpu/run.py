@@ -207,8 +207,9 @@ def main() -> None:
     for name in {part.log for part in PARTS} | {"figures.jsonl", "report.md"}:  # of an earlier time
         (folder / name).unlink(missing_ok=True)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, and nothing waits for a network that is not there
+    compiled = tempfile.TemporaryDirectory()  # until the end
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # else every start would compile all packages, for 15 seconds
-        os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp()
+        os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
     if rehearsal:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("GGUF", "RUN"):

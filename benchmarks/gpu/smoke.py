@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.common import CUDA, REHEARSAL, Figures, finish, flags, metrics_of, start
+from benchmarks.gpu.common import CUDA, REHEARSAL, SHAPE, Figures, finish, flags, metrics_of, start
 from benchmarks.shared import Settings, counted_replays
 from engine.batches import training_batches
 from engine.check import play_a_little
@@ -27,10 +27,9 @@ def smoke(figure: Figures, _folder: Path, _seconds: float) -> None:
     policy = Settings().policy()
     as_trained(figure, policy, "embedded policy", "<= 0.001")
     with_graphs(figure, policy, "embedded policy", ">= 1")
-    shape = "tiny" if REHEARSAL else "Qwen3-0.6B"
-    policy = Settings(shape=shape, max_reply_tokens=32).policy()
-    as_trained(figure, policy, f"shape {shape}", "<= 0.1")
-    with_graphs(figure, policy, f"shape {shape}")
+    policy = Settings(shape=SHAPE, max_reply_tokens=32).policy()
+    as_trained(figure, policy, f"shape {SHAPE}", "<= 0.1")
+    with_graphs(figure, policy, f"shape {SHAPE}")
 
 
 def killed_and_resumed(figure: Figures, folder: Path) -> None:
