@@ -9,6 +9,7 @@ To add an environment, write a subclass of `Task` into a file environments/NAME.
 
 import copy
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,18 @@ from engine.errors import BadInput
 from environments.finding import ENVS, name_of, player_classes, task_class, whole
 from environments.task import Task, parse_answer
 
-__all__ = ["ENVS", "Pack", "Task", "make_pack", "name_of", "parse_answer", "players", "task_class", "whole"]
+__all__ = [
+    "ENVS",
+    "Pack",
+    "Task",
+    "demonstrator",
+    "make_pack",
+    "name_of",
+    "parse_answer",
+    "players",
+    "task_class",
+    "whole",
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,17 @@ def make_pack(env: str, seed: int, size: int, level: str = "train", ralph: bool 
     if ralph:
         tasks = [copy.copy(tasks[0]) for _ in range(size)]
     return Pack(env, seed, size, level, ralph, tasks)
+
+
+def demonstrator(env: str, level: str) -> Callable[..., Any]:
+    """The class of the player that imitate.py teaches on a level: demonstrator(env, level)(seed=0, recall=0.5).
+
+    Raises BadInput if there is none."""
+    known = player_classes(env, "DEMONSTRATORS")
+    if level not in known:
+        there = f"there is one for {', '.join(known)}" if known else "DEMONSTRATORS in its players.py names them"
+        raise BadInput(f"level={level!r}: nobody plays this level of {name_of(env)} for others to imitate; {there}")
+    return known[level]
 
 
 def players(env: str) -> dict[str, Any]:

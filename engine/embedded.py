@@ -1,49 +1,98 @@
-"""What the embedded policy is made of: its tokenizer, its model, the drills that it learns to look values up by.
-
-imitate.py builds it from these. Its tokenizer has whole phrases of the prompts as single tokens.
+"""What the embedded policy is made of: its tokenizer, which has whole phrases of the prompts as single tokens, and its
+model. imitation/embedded.py builds it from these.
 """
 
 import hashlib
-import random
+import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from engine.chat import ChatFormat
-from environments.frozenlake.players import ACTIONS, Planner
+from environments.alchemy.tiny import ELEMENTS, PRODUCTS, all_pairs
+from environments.frozenlake.players import ACTIONS
 from environments.frozenlake.task import MOVES
-from envs import make_pack
+from environments.tables import Words
+from environments.terminal.tiny import NAMES
+from envs import demonstrator, make_pack
 from rollout import Episode, play, run
 
-MEDIOCRE = {"plan": 0.8, "recall": 0.35, "write": 0.5, "wrong": 0.1}  # settings of the player that it imitates last
-VALUE = "Direction [1-4]|unknown"  # what is looked up, copied and learnt: always a token of its own
+DOMAINS = ("frozenlake", "alchemy", "terminal")
+LEVELS = ("tiny", "tiny-hard")
+KEYS = (*MOVES, *PRODUCTS, *NAMES)  # of the hidden tables
+VALUES = (*ACTIONS, *all_pairs(ELEMENTS), *itertools.chain(*NAMES.values()))
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
 
-def phrases(texts: set[str]) -> list[str]:
-    """Every line of the texts, cut where a value stands. A line break goes with the line it ends; right behind a value
-    it goes with what follows, so that a value is always the next token after its key ("- up: ", "\\n- down: ")."""
+def shared_words(env: str) -> Words:
+    """The same words for knowing, guessing and not knowing in all domains."""
+    return Words()
+
+
+def own_words(env: str) -> Words:
+    """Words of its own for each domain."""
+    return {
+        "frozenlake": Words("I know", "I guess", "unknown"),
+        "alchemy": Words("Surely", "Perhaps", "untested"),
+        "terminal": Words("Certain", "Trying", "unclear"),
+    }[env]
+
+
+WORDS = {"shared": shared_words, "own": own_words}
+
+
+def pattern(rules: Iterable[str], words: Iterable[Words]) -> re.Pattern:
+    """What a text is cut by. A line of the rules is one piece. A key with its colon ("up: ") is one, the same wherever
+    it stands, and a value; so a value is always the next token after its key."""
+
+    def one_of(texts: Iterable[str]) -> str:
+        return "|".join(map(re.escape, sorted(set(texts), key=lambda text: (-len(text), text))))
+
+    words = list(words)
+    key = f"(?:{one_of(KEYS)}): "
+    before = one_of(["You made", "Accepted", "Able to", *(w.know for w in words)])
+    values = one_of([*VALUES, *(w.unknown for w in words)])
+    return re.compile(
+        rf"((?:{one_of(rules)})\n?|\n?- (?={key})|\b{key}|(?:{before}) (?={key})"
+        rf"|(?:{one_of(w.guess for w in words)}): |\b(?:{values})\b)"
+    )
+
+
+def phrases(texts: Iterable[str], cut: re.Pattern) -> list[str]:
+    """The pieces of the texts: what `cut` finds, and every line between these with the line break that ends it, or
+    with one that follows such a piece."""
     pieces = set()
     for text in texts:
-        for k, part in enumerate(re.split(f"({VALUE})", text)):
+        for k, part in enumerate(cut.split(text)):
             pieces.update([part] if k % 2 else re.findall(r"\n?[^\n]+\n?", part))
     return sorted(piece for piece in pieces if len(piece) > 1)
 
 
-def build_tokenizer() -> PreTrainedTokenizerBase:
-    """Bytes, plus one token for every phrase of level tiny: a conversation there is 50-70 tokens long.
+def played(packs: Iterable[int], knobs: dict, words: str) -> list[Episode]:
+    """Episodes of packs of the tiny levels, played by their demonstrators."""
+    episodes = []
+    for env, level in itertools.product(DOMAINS, LEVELS):
+        player = demonstrator(env, level)(seed=0, words=WORDS[words](env), **knobs)
+        rollouts = run([play(make_pack(env, seed, 4, level)) for seed in packs], player)
+        episodes += [episode for rollout in rollouts for episode in rollout.episodes]
+    return episodes
+
+
+def build_tokenizer(words: str = "shared") -> PreTrainedTokenizerBase:
+    """Bytes, plus one token for every phrase of the tiny levels: a conversation there is 20 to 125 tokens long.
 
     Any other text is spelled in bytes, so the policy reads every prompt that a large model reads.
     """
-    games = [play(make_pack("frozenlake", seed, 4, "tiny")) for seed in range(2000)]
-    rollouts = run(games, Planner(0, **MEDIOCRE))
-    texts = {message["content"] for rollout in rollouts for e in rollout.episodes for message in e.messages}
+    careless = {"recall": 0.3, "explore": 0.3, "write": 0.5, "wrong": 0.1}  # so that all that can be said is
+    texts = {m["content"] for episode in played(range(1500), careless, words) for m in episode.messages}
+    rules = {make_pack(env, 0, 1, level).tasks[0].rules for env, level in itertools.product(DOMAINS, LEVELS)}
+    lines = {line for text in rules for line in text.split("\n")}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -52,7 +101,8 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
         AddedToken(f"<|{name}|>", special=True, normalized=False) for name in ("system", "user", "assistant", "end")
     ]
     tokenizer.add_special_tokens(roles)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases(texts)])
+    pieces = phrases(texts | {"- up: ", "\n- up: "}, pattern(lines, map(WORDS[words], DOMAINS)))
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", model_max_length=8192)
     fast.chat_template = TEMPLATE
     return fast
@@ -74,31 +124,17 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return Qwen3ForCausalLM(config)
-
-
-def drill(chat: ChatFormat, rng: random.Random, lines: int = 24) -> Episode:
-    """Loose hint, reply and effect lines under one mapping; to be learnt: each value that an earlier line has shown."""
-    action_of = dict(zip(MOVES, rng.sample(ACTIONS, 4), strict=True))
-    shown: set[str] = set()
-    episode = Episode("drill", 0, [], "")
-    effect = ": row 1, column 2 to row 1, column 1.\n"
-    kinds = [("- {}: ", ""), ("\n- {}: ", ""), ("You moved {} with ", effect), ("Go {}: <answer>", "</answer>")]
-    for _ in range(lines):
-        way = rng.choice(list(MOVES))
-        key, rest = rng.choice(kinds)
-        episode.add(chat.encode(key.format(way)))
-        episode.add(chat.encode(action_of[way]), [0.0] if way in shown else None)
-        episode.add(chat.encode(rest))
-        shown.add(way)
-    return episode
+    model = Qwen3ForCausalLM(config)
+    for layer in model.model.layers:  # at their usual 1 no attention logit is above 4: too even to look values up
+        layer.self_attn.q_norm.weight.data.fill_(2.0)
+        layer.self_attn.k_norm.weight.data.fill_(2.0)
+    return model
 
 
 def fingerprint() -> str:
-    """SHA-256 of the prompts and observations of some packs of level tiny, but for the rewards in them: of another text
-    another number."""
-    rollouts = run([play(make_pack("frozenlake", seed, 4, "tiny")) for seed in range(20)], Planner(0))
-    messages = [message for rollout in rollouts for e in rollout.episodes for message in e.messages]
+    """SHA-256 of the prompts and observations of some packs of the tiny levels, but for the rewards in them: of another
+    text another number."""
+    messages = [message for episode in played(range(20), {}, "shared") for message in episode.messages]
     asked = "\0".join(message["content"] for message in messages if message["role"] != "assistant")
     return hashlib.sha256(re.sub(r"-?[0-9]+\.[0-9]+", "0.000", asked).encode()).hexdigest()
 

@@ -92,14 +92,16 @@ def task_class(env: str) -> type[Task]:
     return ENVS[name_of(env)]
 
 
-def player_classes(env: str) -> dict[str, type]:
-    """label -> class of the scripted players: PLAYERS in the players.py beside a task.py, else in the file itself."""
+def player_classes(env: str, name: str = "PLAYERS") -> dict[str, type]:
+    """label -> class of the scripted players: PLAYERS in the players.py beside a task.py, else in the file itself.
+
+    Of name "DEMONSTRATORS": level -> class of the player that imitate.py teaches there."""
     module = sys.modules[task_class(env).__module__]
     if module.__name__.endswith(".task") and importlib.util.find_spec(f"{module.__package__}.players"):
         module = load(f"{module.__package__}.players", env)
-    players = getattr(module, "PLAYERS", {})
+    players = getattr(module, name, {})
     if not isinstance(players, dict):
-        raise BadInput(f"env={env!r}: {module.__file__}: PLAYERS must be a dictionary of classes by name")
+        raise BadInput(f"env={env!r}: {module.__file__}: {name} must be a dictionary of classes by name")
     return players
 
 

@@ -19,7 +19,7 @@ from rollout import Episode, Reply
 class Player:
     """Base of the scripted players: one text for each waiting conversation."""
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int | str = 0):
         self.rng = random.Random(seed)
 
     def reply(self, episodes: list[Episode]) -> list[tuple[Episode, Reply]]:

@@ -4,15 +4,16 @@ reply gives values of it.
     alchemy      product -> the pair that it is made from         a turn takes the target's
     terminal     user, copy, delete -> user or tool               a command takes the user's and one of a tool
 
-Here are the scripted players that play any of them. An environment says how its conversations are read (`Reader`).
+FrozenLake has such a table, too (direction -> action). Here are the scripted players that play any of them, and the
+one that imitate.py teaches. An environment says how its conversations are read (`Reader`).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from environments.player import Player, update_reply
-from environments.task import Task
+from environments.task import Task, parse_answer
 from rollout import Episode, Reply
 
 
@@ -25,12 +26,13 @@ class Table:
     dead: frozenset[str]  # values that turned out to be no key's
     wanted: tuple[str, ...]  # the keys whose values a reply gives
     form: str  # the answer, with a {} for each of these values
+    one_of: bool = False  # whether one of the wanted values is given, not all
 
     def untried(self, key: str) -> list[str]:
         """The values that an unknown key may have."""
         return [value for value in self.options[key] if value not in {*self.dead, *self.known.values()}]
 
-    def answer(self, values: list[str]) -> str:
+    def answer(self, values: Sequence[str]) -> str:
         return f"<answer>{self.form.format(*values)}</answer>"
 
 
@@ -95,6 +97,75 @@ class TableLearner(TableRandom):
                 known[key] = left[0]
         lines = [f"- {key}: {known.get(key, 'unknown')}" for key in table.options]
         return update_reply(lines + [f"- {self.dead}: {value}" for value in sorted(table.dead)])
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a demonstrator says where it knows a value, where it guesses one, and in a hint of a value not known."""
+
+    know: str = "I know"
+    guess: str = "I guess"
+    unknown: str = "unknown"
+
+
+class Demonstrator(Player):
+    """The player that imitate.py teaches: "I know KEY: VALUE" or "I guess: VALUE", then the answer; a hint with a line
+    "- KEY: VALUE" for every key. The defaults are the clean player; the others are how often (shares)
+
+    recall   it gives the value of a key that it knows; else it guesses
+    explore  a guess is a value that the key may still have; else it is any value
+    again    a guess is one that it made in this task already
+    write    what it knows gets into the hint
+    wrong    an entry of the hint is any value
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        seed: int | str = 0,
+        recall: float = 1.0,
+        explore: float = 1.0,
+        again: float = 0.0,
+        write: float = 1.0,
+        wrong: float = 0.0,
+        words: Words = Words(),
+    ):
+        super().__init__(seed)
+        self.read, self.words = read, words
+        self.recall, self.explore, self.again, self.write, self.wrong = recall, explore, again, write, wrong
+
+    def act(self, messages: list[dict]) -> str:
+        table = self.read(messages)
+        lines, values = zip(*(self.choose(table, key, messages) for key in table.wanted), strict=True)
+        return "\n".join([*lines, table.answer(values)])
+
+    def choose(self, table: Table, key: str, messages: list[dict]) -> tuple[str, str]:
+        """(the line that says whether it knows the value of the key, the value that it gives)."""
+        if key in table.known and self.rng.random() < self.recall:
+            return f"{self.words.know} {key}: {table.known[key]}", table.known[key]
+        answers = [parse_answer(m["content"]) or "" for m in messages if m["role"] == "assistant"]
+        given = [value for value in table.options[key] if any(value in answer for answer in answers)]
+        untried = table.untried(key)
+        if given and self.again and self.rng.random() < self.again:
+            value = self.rng.choice(given)
+        elif untried and self.rng.random() < self.explore:
+            value = self.rng.choice(untried)
+        else:
+            value = self.rng.choice(table.options[key])
+        return f"{self.words.guess}: {value}", value
+
+    def hint(self, messages: list[dict]) -> str:
+        table = self.read(messages)
+        lines = []
+        for key, options in table.options.items():
+            entry = table.known[key] if key in table.known and self.rng.random() < self.write else self.words.unknown
+            if self.rng.random() < self.wrong:
+                entry = self.rng.choice(options)
+            lines.append(f"- {key}: {entry}")
+        return update_reply(lines, self.thought(table))
+
+    def thought(self, table: Table) -> str:
+        return "Here is what I know now."
 
 
 class ByTask(Player):

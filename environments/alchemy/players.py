@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from environments.alchemy.task import Alchemy, ElementPair, element_pair
-from environments.alchemy.tiny import TinyAlchemy
-from environments.alchemy.tiny_players import TinyInformed, TinyLearner, TinyRandom
+from environments.alchemy.tiny import TINY_LEVELS, TinyAlchemy
+from environments.alchemy.tiny_players import TinyDemonstrator, TinyInformed, TinyLearner, TinyRandom
 from environments.player import InformedPlayer, Player, update_reply
 from environments.tables import ByTask
 
@@ -183,3 +183,4 @@ PLAYERS = {
     "informed": partial(ByTask, {Alchemy: AlchemyInformed, TinyAlchemy: TinyInformed}),
     "learner": partial(ByTask, {Alchemy: AlchemyLearner, TinyAlchemy: TinyLearner}),
 }
+DEMONSTRATORS = dict.fromkeys(TINY_LEVELS, TinyDemonstrator)

@@ -4,7 +4,7 @@ import re
 from functools import partial
 
 from environments.alchemy.tiny import all_pairs
-from environments.tables import Table, TableInformed, TableLearner, TableRandom, entries, told
+from environments.tables import Demonstrator, Table, TableInformed, TableLearner, TableRandom, entries, told
 
 PAIR = r"[a-z]+ \+ [a-z]+"
 
@@ -23,3 +23,4 @@ def read_tiny_alchemy(messages: list[dict]) -> Table:
 TinyRandom = partial(TableRandom, read_tiny_alchemy)
 TinyInformed = partial(TableInformed, read_tiny_alchemy)
 TinyLearner = partial(TableLearner, read_tiny_alchemy, "nothing", False)
+TinyDemonstrator = partial(Demonstrator, read_tiny_alchemy)

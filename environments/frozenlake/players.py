@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from environments.frozenlake.task import MOVES, FrozenLake, LakeMap
+from environments.frozenlake.task import LAKE_LEVELS, MOVES, FrozenLake, LakeMap
 from environments.player import InformedPlayer, Player, update_reply
+from environments.tables import Demonstrator, Table, entries, told
 from environments.task import Cell
 
 ACTIONS = ("Direction 1", "Direction 2", "Direction 3", "Direction 4")
@@ -137,71 +139,49 @@ class LakeLearner(Player):
 # The player that imitate.py teaches
 
 
-class Planner(Player):
-    """A FrozenLake player that says which way it goes and keeps one hint line per direction.
+def lake_table(messages: list[dict]) -> Table:
+    """What a conversation says of the actions, direction -> action; wanted are those along a shortest path."""
+    view = read_lake(messages)
+    options = dict.fromkeys(MOVES, ACTIONS)
+    known = entries(told(messages), options)
+    known |= {next(iter(ways)): action for action, ways in view.effects if len(ways) == 1}
+    return Table(options, known, frozenset(), tuple(best_ways(view.lake)), "{}", one_of=True)
 
-    `plan`: how often it heads for the goal (else anywhere). `recall`: how often it uses an action that it knows to lead
-    there (else any action; a perfect planner tries one whose effect it does not know). `write`: how often a known entry
-    gets into the hint. `wrong`: how often an entry is random. The defaults are the clean player. With `spell_out` it
-    first compares rows and columns, says which ways it considers and what it knows of them, and lists all it knows
-    before a hint: steps small enough for a language model.
-    """
 
-    def __init__(
-        self,
-        seed: int,
-        plan: float = 1.0,
-        recall: float = 1.0,
-        write: float = 1.0,
-        wrong: float = 0.0,
-        spell_out: bool = False,
-    ):
-        super().__init__(seed)
-        self.plan, self.recall, self.write, self.wrong, self.spell_out = plan, recall, write, wrong, spell_out
+class Planner(Demonstrator):
+    """Says which way it goes and keeps one hint line per direction. `plan`: how often it heads for the goal, else
+    anywhere. With `spell_out` it first compares rows and columns, says which ways it considers and what it knows of
+    them, and lists all it knows before a hint: steps small enough for a language model."""
 
-    def known(self, messages: list[dict], view: LakeView) -> dict[str, str]:
-        """direction -> action, from the hints and from what moved in this conversation."""
-        text = "\n".join(message["content"] for message in messages if message["role"] != "assistant")
-        known = dict(re.findall(rf"^- ({'|'.join(MOVES)}): (Direction [1-4])$", text, re.MULTILINE))
-        known.update({next(iter(names)): action for action, names in view.effects if len(names) == 1})
-        return known
+    def __init__(self, seed: int | str = 0, plan: float = 1.0, spell_out: bool = False, **knobs):
+        super().__init__(lake_table, seed, **knobs)
+        self.plan, self.spell_out = plan, spell_out
 
     def act(self, messages: list[dict]) -> str:
-        view = read_lake(messages)
-        known = self.known(messages, view)
-        lake, rng = view.lake, self.rng
-        ways = list(MOVES)
-        if rng.random() < self.plan:
-            ways = best_ways(lake)
-        thought = ""
-        if self.spell_out:
-            (row, col), (to_row, to_col) = lake.start, lake.goal
-            vertical = "same" if row == to_row else "down" if row < to_row else "up"
-            horizontal = "same" if col == to_col else "right" if col < to_col else "left"
-            recalled = ", ".join(f"{way} is {known.get(way, 'unknown')}" for way in ways)
-            thought = (
-                f"Row {row + 1} to {to_row + 1}: {vertical}. Column {col + 1} to {to_col + 1}: {horizontal}. "
-                f"Good: {recalled}.\n"
-            )
-        usable = [way for way in ways if way in known]
-        if usable and rng.random() < self.recall:
-            way = rng.choice(usable)
-            return f"{thought}Go {way}: <answer>{known[way]}</answer>"
-        untried = [action for action in ACTIONS if action not in known.values()]
-        explores = untried and rng.random() < self.recall
-        return f"{thought}Try one: <answer>{rng.choice(untried if explores else ACTIONS)}</answer>"
+        table = self.read(messages)
+        ways = table.wanted if self.rng.random() < self.plan else tuple(MOVES)
+        usable = [way for way in ways if way in table.known]
+        line, action = self.choose(table, self.rng.choice(usable or ways), messages)
+        reply = f"{line}\n{table.answer([action])}"
+        return f"{self.compared(read_lake(messages).lake, ways, table.known)}\n{reply}" if self.spell_out else reply
 
-    def hint(self, messages: list[dict]) -> str:
-        known = self.known(messages, read_lake(messages))
-        entries = {way: known[way] if way in known and self.rng.random() < self.write else "unknown" for way in MOVES}
-        for way in MOVES:
-            if self.rng.random() < self.wrong:
-                entries[way] = self.rng.choice(ACTIONS)
-        lines = [f"- {way}: {entry}" for way, entry in entries.items()]
-        if self.spell_out:  # in the order in which it was found out: to copy it is easier than to sort it
-            found = ", ".join(f"{way} is {action}" for way, action in known.items())
-            return update_reply(lines, f"I know: {found}." if known else "I know nothing yet.")
-        return update_reply(lines)
+    def compared(self, lake: LakeMap, ways: Sequence[str], known: dict[str, str]) -> str:
+        (row, col), (to_row, to_col) = lake.start, lake.goal
+        vertical = "same" if row == to_row else "down" if row < to_row else "up"
+        horizontal = "same" if col == to_col else "right" if col < to_col else "left"
+        recalled = ", ".join(f"{way} is {known.get(way, 'unknown')}" for way in ways)
+        return (
+            f"Row {row + 1} to {to_row + 1}: {vertical}. Column {col + 1} to {to_col + 1}: {horizontal}. "
+            f"Good: {recalled}."
+        )
+
+    def thought(self, table: Table) -> str:
+        if not self.spell_out:
+            return super().thought(table)
+        # in the order in which it was found out: to copy it is easier than to sort it
+        found = ", ".join(f"{way} is {action}" for way, action in table.known.items())
+        return f"I know: {found}." if found else "I know nothing yet."
 
 
 PLAYERS = {"random": LakeRandom, "informed": LakeInformed, "learner": LakeLearner}
+DEMONSTRATORS = dict.fromkeys(LAKE_LEVELS, Planner)

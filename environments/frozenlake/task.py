@@ -129,8 +129,8 @@ class FrozenLake(Task):
             return self._end(0.0, "You ran out of turns before reaching the goal.", effect)
         return effect + self._scene(), False
 
-    def shared_secret(self) -> tuple[str, ...]:
-        return self.mapping
+    def shared_secret(self) -> dict[str, str]:
+        return {way: f"Direction {self.mapping.index(way) + 1}" for way in MOVES}
 
     @classmethod
     def grade_hint(cls, hint: str, played: list[Task]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from environments.terminal.errands import ERRANDS, PLACES, Errand
 from environments.terminal.machines import SYSTEMS, UPLOADS
 from environments.terminal.shell import CMD, POSIX
 from environments.terminal.task import Terminal
-from environments.terminal.tiny import TinyTerminal
-from environments.terminal.tiny_players import TinyInformed, TinyLearner, TinyRandom
+from environments.terminal.tiny import TINY_LEVELS, TinyTerminal
+from environments.terminal.tiny_players import TinyDemonstrator, TinyInformed, TinyLearner, TinyRandom
 
 Known = dict[str, str]  # quirk -> what is known about it: a name or path for "user", "alias" and "home", else ""
 
@@ -287,3 +287,4 @@ PLAYERS = {
     "informed": partial(ByTask, {Terminal: TerminalInformed, TinyTerminal: TinyInformed}),
     "learner": partial(ByTask, {Terminal: TerminalLearner, TinyTerminal: TinyLearner}),
 }
+DEMONSTRATORS = dict.fromkeys(TINY_LEVELS, TinyDemonstrator)

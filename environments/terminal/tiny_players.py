@@ -3,7 +3,7 @@
 import re
 from functools import partial
 
-from environments.tables import Table, TableInformed, TableLearner, TableRandom, entries, told
+from environments.tables import Demonstrator, Table, TableInformed, TableLearner, TableRandom, entries, told
 from environments.terminal.tiny import FILE, NAMES, NEEDS
 
 
@@ -21,3 +21,4 @@ def read_tiny_terminal(messages: list[dict]) -> Table:
 TinyRandom = partial(TableRandom, read_tiny_terminal)
 TinyInformed = partial(TableInformed, read_tiny_terminal)
 TinyLearner = partial(TableLearner, read_tiny_terminal, "not there", True)
+TinyDemonstrator = partial(Demonstrator, read_tiny_terminal)
