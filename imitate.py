@@ -70,7 +70,7 @@ class ImitateConfig:
     seed: int = flag(0, "seed of the weights, the packs and the player", at_least=0, below=2**32)
 
 
-def knobs(env: str, player: str, spell_out: bool) -> dict:
+def knobs(env: str, player: str, spell_out: bool = False) -> dict:
     """Settings of the player in an environment."""
     found = dict(PLAYERS[player])
     if env == "frozenlake":

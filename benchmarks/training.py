@@ -28,7 +28,8 @@ from engine.command_line import command_line, parse_flags
 from engine.policy import Policy
 from engine.settings import check_bounds
 from environments.frozenlake.players import Planner
-from imitate import PLANNERS, Teacher
+from imitate import knobs
+from imitation.teaching import Teacher
 from rollout import Episode, play, run
 
 
@@ -95,7 +96,7 @@ def main() -> None:
     check_bounds(settings)
     policy = settings.policy()
     budget = settings.tokens_per_microbatch
-    teacher = Teacher(Planner(0, **PLANNERS["mediocre"]), policy.chat)
+    teacher = Teacher(Planner(0, **knobs("frozenlake", "mediocre")), policy.chat)
     episodes = [e for rollout in run(map(play, settings.packs()), teacher) for e in rollout.episodes]
     turns = [sample for episode in episodes for sample in turns_of(episode)]
     batches = {

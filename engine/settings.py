@@ -159,7 +159,7 @@ class Config(Shared):
     clip_eps: float = flag(0.2, "half-width of the clip range of the probability ratio", above=0)
     importance: bool = flag(False, "multiply advantages by the probability ratio (importance sampling)")
     kl_coef: float = flag(0.0, "coefficient of the k2 divergence from the model without its adapter", at_least=0)
-    updates_per_batch: int = flag(1, "optimiser steps per batch, each on its own part of the episodes", at_least=1)
+    updates_per_batch: int = flag(2, "optimiser steps per batch, each on its own part of the episodes", at_least=1)
     # optimiser
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = flag("adamw", "the last two are of bitsandbytes")
     lr: float = flag(

@@ -79,12 +79,12 @@ class Setting:
         return pack.tasks[::-1] if self.order == "reversed" else pack.tasks
 
 
-HARDER = {"tiny": "train", "train": "hard"}
+HARDER = {"tiny": ("tiny-hard", "train"), "tiny-hard": ("train",), "train": ("hard",)}  # the first one that there is
 
 
 def harder(env: str, level: str) -> list[str]:
     """The level of an environment that comes next, if there is one."""
-    return [HARDER[level]] if HARDER.get(level) in task_class(env).levels else []
+    return [name for name in HARDER.get(level, ()) if name in task_class(env).levels][:1]
 
 
 def comparable(env: str, level: str) -> str:

@@ -38,9 +38,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tokenizer():
     """The embedded policy's tokenizer. Tests must not change it."""
-    from engine.embedded import build_tokenizer
+    from transformers import AutoTokenizer
 
-    return build_tokenizer()
+    return AutoTokenizer.from_pretrained(REPO / "embedded-policy")
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,13 @@ from doubles import message, new_conversations, small_model, take_turns, tokens
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import imitate
 from engine.batches import pad_batch
 from engine.chat import ChatFormat
 from engine.embedded import TEMPLATE
 from engine.errors import BadInput
 from engine.policy import Policy
 from engine.settings import Sampling
-from environments.frozenlake.players import Planner
-from envs import make_pack
-from rollout import Episode, Reply, play, run
+from rollout import Episode, Reply
 
 PLAIN = TEMPLATE
 CHATML = (
@@ -400,34 +397,6 @@ def test_cleaning_takes_special_tokens_in_one_order():
 def test_cleaning_puts_a_space_behind_the_first_character(chat):
     assert chat.clean("a <|end|> b <|user|>") == "a < |end|> b < |user|>"
     assert chat.clean("<think>|end|></think> <|END|>") == "<think>|end|></think> <|END|>"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The embedded tokenizer
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-def test_embedded_tokenizer_round_trips_any_text(data, tokenizer):
-    phrases = sorted(tokenizer.get_added_vocab())
-    pieces = st.lists(st.text() | st.sampled_from(phrases) | st.sampled_from(phrases).map(lambda phrase: phrase[:-1]))
-    text = data.draw(pieces.map("".join))
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
-
-
-def test_embedded_tokenizer_renders_whole_conversations_as_it_appends_them(tokenizer, chat):
-    """On packs that it was not built from; and they are short."""
-    packs = [make_pack("frozenlake", seed, 4, "tiny") for seed in range(10_000, 10_060)]
-    player = Planner(1, **imitate.PLANNERS["mediocre"])
-    results = run(map(play, packs), imitate.Teacher(player, chat))
-    longest = 0
-    for episode in (episode for result in results for episode in result.episodes):
-        shown = episode.messages[:-1] if episode.kind == "solve" else episode.messages
-        whole = tokenizer.apply_chat_template(shown, tokenize=False)
-        assert episode.ids == tokenizer(whole).input_ids
-        if episode.kind == "solve":
-            longest = max(longest, len(episode.ids))
-    assert 40 < longest < 90
 
 
 # ---------------------------------------------------------------------------------------------------------

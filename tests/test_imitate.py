@@ -1,50 +1,28 @@
 """imitate.py: what the lessons ask for, that imitation learns it, and the command line."""
 
 import copy
-import dataclasses
 import itertools
-import random
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from doubles import REPO
 from transformers import PreTrainedModel
 
-import context
 import imitate as script
-from context import NO_HINTS_YET
-from engine import embedded
 from engine.batches import pad_batch
-from engine.chat import ChatFormat
 from engine.command_line import command_line
-from engine.embedded import build_model, drill, phrases
-from engine.errors import BadInput
+from engine.embedded import build_model
 from engine.models import add_adapter, load_model
 from engine.policy import Policy
 from environments.frozenlake.players import LakeLearner, LakeRandom, Planner
-from environments.frozenlake.task import MOVES
 from envs import make_pack
-from imitate import (
-    ImitateConfig,
-    Teacher,
-    hint_quality,
-    imitate,
-    lessons,
-    rise_and_fall,
-    sample_packs,
-)
-from rollout import Penalties, play, run
+from imitation import teaching
+from imitation.teaching import Lessons, Teacher, imitate, rise_and_fall
+from rollout import play, run
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def chat(tokenizer):
-    return ChatFormat(tokenizer)
 
 
 def masked_runs(episode):
@@ -54,70 +32,7 @@ def masked_runs(episode):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The tokenizer's phrases
-
-
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        ("one line", ["one line"]),
-        ("one\ntwo\n", ["one\n", "two\n"]),
-        ("one\n\ntwo", ["\ntwo", "one\n"]),
-        ("- up: Direction 3\n- down: unknown\n", ["\n- down: ", "- up: ", "Direction 3", "unknown"]),
-        ("Go up: <answer>Direction 1</answer>", ["</answer>", "Direction 1", "Go up: <answer>"]),
-        ("Direction 5", ["Direction 5"]),
-        ("Direction 4\nunknown", ["Direction 4", "unknown"]),
-        ("a\nDirection 2b", ["Direction 2", "a\n"]),  # single characters are bytes anyway
-        ("", []),
-    ],
-)
-def test_phrases_by_hand(text, pieces):
-    assert phrases({text}) == pieces
-
-
-def test_phrases_are_sorted_and_listed_once():
-    assert phrases({"b line\na line", "a line\n", "b line\n"}) == ["a line", "a line\n", "b line\n"]
-
-
-def test_every_value_is_one_token(tokenizer):
-    """Behind every kind of key, and whatever follows."""
-    for way, value in itertools.product(MOVES, ["Direction 1", "Direction 4", "unknown"]):
-        for before, after in (("### BEGIN HINTS\n- {}: ", "\n- x: "), ("Go {}: <answer>", "</answer>")):
-            ids = tokenizer(before.format(way) + value + after).input_ids
-            assert value in [tokenizer.decode(token) for token in ids]
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Lessons
-
-
-def test_drill_asks_for_every_value_shown_before_and_for_nothing_else(tokenizer, chat):
-    kinds, n_asked = set(), 0
-    for seed in range(30):
-        episode = drill(chat, random.Random(seed), lines=20)
-        assert len(episode.ids) == len(episode.mask) == len(episode.logps) and not any(episode.logps)
-        said = [tokenizer.decode(token) for token in episode.ids]
-        shown = {}
-        for k, (text, masked) in enumerate(zip(said, episode.mask, strict=True)):
-            if not re.fullmatch("Direction [1-4]", text):
-                assert not masked
-                continue
-            way = re.findall("up|down|left|right", "".join(said[:k]))[-1]  # the key right before the value
-            assert masked == (way in shown)
-            assert shown.setdefault(way, text) == text
-            kinds.add("".join(said[:k]).rsplit(way, 1)[0].rsplit("\n", 1)[-1])
-            n_asked += masked
-        assert len(set(shown.values())) == len(shown)
-        assert sum(bool(re.fullmatch("Direction [1-4]", text)) for text in said) == 20
-    assert n_asked > 30 * 12
-    assert len(kinds) >= 3
-
-
-def test_drills_differ(chat):
-    rng = random.Random(0)
-    first, second = drill(chat, rng), drill(chat, rng)
-    assert first.ids != second.ids
-    assert drill(chat, random.Random(0)).ids == first.ids
 
 
 @pytest.mark.parametrize("player", [Planner(0), LakeLearner(), LakeRandom(0)])
@@ -142,14 +57,35 @@ def test_teacher_lets_no_reply_spell_special_tokens(tokenizer, chat):
     assert ids.count(tokenizer.eos_token_id) == 1
 
 
+def lessons(chat, **settings):
+    return Lessons(chat, [("frozenlake", "tiny")], 0, packs=2, pack_size=2, **settings)
+
+
 def test_lessons_never_use_a_pack_twice(chat, monkeypatch):
-    made = []
-    original = script.make_pack
-    monkeypatch.setattr(script, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
-    config = ImitateConfig(packs_per_step=3, pack_size=2, level="train")
-    batches = list(itertools.islice(lessons(Planner(0), chat, config, 500), 4))
-    assert made == [("frozenlake", seed, 2, "train") for seed in range(500, 512)]
-    assert [[episode.kind for episode in batch] for batch in batches] == [["solve", "update", "solve"] * 3] * 4
+    made, original = [], teaching.make_pack
+    monkeypatch.setattr(teaching, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    batches = Lessons(chat, [("frozenlake", "train"), ("alchemy", "tiny")], 500, packs=3, pack_size=2)
+    kinds = [[episode.kind for episode in batches(number)] for number in range(4)]
+    assert kinds == [["solve", "update", "solve"] * 3] * 4
+    domains = [("frozenlake", "train"), ("alchemy", "tiny"), ("frozenlake", "train")] * 4
+    assert made == [(env, seed, 2, level) for seed, (env, level) in enumerate(domains, 500)]
+
+
+def test_lessons_follow_their_number_and_seed_alone(chat):
+    batches = lessons(chat, knobs={"frozenlake": {"recall": 0.3, "write": 0.5}})
+    third = [episode.ids for episode in batches(3)]
+    batches(1)
+    assert [episode.ids for episode in batches(3)] == third
+    assert [e.ids for e in lessons(chat, knobs=batches.knobs, seed=1)(3)] != third
+
+
+def test_a_share_of_the_lessons_is_harder(chat, monkeypatch):
+    made, original = [], teaching.make_pack
+    monkeypatch.setattr(teaching, "make_pack", lambda *arguments: made.append(arguments) or original(*arguments))
+    batches = Lessons(chat, [("alchemy", "tiny"), ("terminal", "tiny")], 0, packs=200, pack_size=1, harder=0.25)
+    batches(0)
+    assert {env for env, _, _, _ in made} == {"alchemy", "terminal"}
+    assert sum(level == "tiny-hard" for _, _, _, level in made) == pytest.approx(50, abs=25)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -169,7 +105,7 @@ def test_learning_rate_rises_over_a_tenth_and_falls_to_a_tenth():
 
 @pytest.fixture(scope="session")
 def batch(chat):
-    return next(lessons(Planner(0), chat, ImitateConfig(packs_per_step=2, pack_size=2), 0))
+    return lessons(chat)(0)
 
 
 def new_policy(tokenizer):
@@ -182,7 +118,7 @@ def test_loss_falls_on_a_fixed_batch(batch, tokenizer):
     ids, mask, _ = pad_batch(batch, "cpu")
     with torch.no_grad():
         first = -policy.logprobs(ids, mask)[0].sum().item() / mask.sum().item()
-    goal = imitate(policy, itertools.repeat(batch), 25, lambda _: 5e-3, "", 8192, lambda _, loss: losses.append(loss))
+    goal = imitate(policy, lambda _: batch, 25, lambda _: 5e-3, "", 8192, lambda _, loss: losses.append(loss))
     assert goal is False  # it was never reached
     assert losses[0] == pytest.approx(first, rel=1e-4)
     assert len(losses) == 25 and losses[-1] < 0.3 * losses[0]
@@ -199,9 +135,9 @@ def test_imitation_stops_where_its_goal_is_reached(batch, tokenizer):
         progress.append(at)
         return 1e-3
 
-    assert imitate(new_policy(tokenizer), itertools.repeat(batch), 10, lr, "", 8192, reached) is True
+    assert imitate(new_policy(tokenizer), lambda _: batch, 10, lr, "", 8192, reached) is True
     assert steps == [0, 1, 2, 3] and progress == [0.0, 0.1, 0.2, 0.3]
-    assert imitate(new_policy(tokenizer), itertools.repeat(batch), 1, lr, "", 8192) is True  # no goal to miss
+    assert imitate(new_policy(tokenizer), lambda _: batch, 1, lr, "", 8192) is True  # no goal to miss
 
 
 def flat_weights(policy):
@@ -225,9 +161,7 @@ def test_imitation_is_plain_adamw_on_the_mean_loss_for_any_microbatches(batch, t
     moved = (flat_weights(plain) - before).norm()
     for budget in (1, 300, 100_000):
         policy, got = new_policy(tokenizer), []
-        imitate(
-            policy, itertools.repeat(batch), 3, lambda _: 1e-3, "", budget, lambda _, loss, got=got: got.append(loss)
-        )
+        imitate(policy, lambda _: batch, 3, lambda _: 1e-3, "", budget, lambda _, loss, got=got: got.append(loss))
         assert got == pytest.approx(losses, rel=1e-3)
         assert (flat_weights(policy) - flat_weights(plain)).norm() < 0.02 * moved
 
@@ -236,29 +170,10 @@ def test_only_trainable_weights_change(batch, tokenizer):
     policy = new_policy(tokenizer)
     frozen = policy.model.get_input_embeddings().weight.requires_grad_(False)
     before = copy.deepcopy(policy.model.state_dict())
-    imitate(policy, itertools.repeat(batch), 1, lambda _: 1e-2, "", 8192)
+    imitate(policy, lambda _: batch, 1, lambda _: 1e-2, "", 8192)
     after = policy.model.state_dict()
     assert torch.equal(frozen, before["model.embed_tokens.weight"])
     assert not torch.equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
-
-
-def test_policy_samples_its_own_rollouts_repeatably(tokenizer):
-    policy = new_policy(tokenizer)
-    policy.settings = dataclasses.replace(policy.settings, max_reply_tokens=4)
-    first, second = (sample_packs(policy, 3, "tiny", 2, 0) for _ in range(2))
-    assert [result.pack_seed for result in first] == [0, 1, 2]
-    assert [e.ids for r in first for e in r.episodes] == [e.ids for r in second for e in r.episodes]
-    assert all(episode.n_sampled > 0 for result in first for episode in result.episodes)
-
-
-def test_hint_quality_by_hand():
-    """Of four entries: two right, one wrong; and in a second pack nothing is known."""
-    results = run([play(make_pack("frozenlake", seed, 2, "tiny")) for seed in (3, 4)], LakeRandom(0))
-    mapping = make_pack("frozenlake", 3, 1, "tiny").tasks[0].mapping
-    entries = [f"- {mapping[0]}: Direction 1", f"- {mapping[1]}: Direction 2", f"- {mapping[2]}: Direction 4"]
-    results[0].of("update")[-1].context = "\n".join([*entries, f"- {mapping[3]}: unknown"])
-    results[1].of("update")[-1].context = NO_HINTS_YET
-    assert hint_quality(results) == (2 / 8, 1 / 8)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -288,8 +203,8 @@ def test_warm_start_writes_a_model_that_loads(rank, model_folder, tmp_path, monk
     assert "model.layers.0.self_attn.q_proj.weight" in changed
     assert ("model.embed_tokens.weight" in changed) == (rank == 0)
     assert tokenizer.chat_template == original.chat_template
-    assert tokenizer("Go up: <answer>").input_ids == original("Go up: <answer>").input_ids
-    ids = torch.tensor([tokenizer("Go up: <answer>Direction 1</answer><|end|>").input_ids])
+    assert tokenizer("I know up: Direction 1").input_ids == original("I know up: Direction 1").input_ids
+    ids = torch.tensor([tokenizer("I know up: Direction 1\n<answer>Direction 1</answer><|end|>").input_ids])
     mask = torch.ones_like(ids, dtype=torch.bool)
     assert Policy(model, tokenizer).logprobs(ids, mask)[0].sum() > Policy(plain, original).logprobs(ids, mask)[0].sum()
 
@@ -310,7 +225,7 @@ def test_interrupted_warm_start_goes_on_exactly(rank, model_folder, tmp_path, mo
     options += ["--player", "mediocre", "--lr", 0.01]
     call(monkeypatch, *options, "--output", tmp_path / "whole")
     output, partial = tmp_path / "deep" / "broken", tmp_path / "deep" / "broken.partial"
-    monkeypatch.setattr(script, "SAVE_EVERY", 2)
+    monkeypatch.setattr(teaching, "SAVE_EVERY", 2)
     rates, factor = [], script.rise_and_fall(0.01)
 
     def third_fails(progress):
@@ -337,7 +252,7 @@ def test_full_disk_leaves_no_half_a_model(model_folder, tmp_path, monkeypatch):
     """The steps that are behind it are kept, and the same line goes on from them."""
     options = ["--model", model_folder, "--steps", 2, "--packs-per-step", 1, "--pack-size", 1]
     options += ["--output", tmp_path / "new"]
-    monkeypatch.setattr(script, "SAVE_EVERY", 1)
+    monkeypatch.setattr(teaching, "SAVE_EVERY", 1)
 
     def full(model, folder, **settings):
         (Path(folder) / "config.json").write_text("{", encoding="utf-8")
@@ -372,28 +287,19 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(model_folder, tmp_pat
     assert "\n" not in raised.value.code and not (tmp_path / "new").exists()
 
 
-def test_player_and_level_are_those_of_the_flags(model_folder, tmp_path, monkeypatch):
-    players, packs = [], []
-    planner, make = script.Planner, script.make_pack
-    monkeypatch.setattr(script, "Planner", lambda *a, **options: players.append((a, options)) or planner(*a, **options))
-    monkeypatch.setattr(script, "make_pack", lambda *arguments: packs.append(arguments) or make(*arguments))
-    options = ["--model", model_folder, "--steps", 1, "--packs-per-step", 2, "--pack-size", 1, "--seed", 4]
+def test_player_and_environments_are_those_of_the_flags(model_folder, tmp_path, monkeypatch):
+    taught = []
+    monkeypatch.setattr(script, "imitate", lambda policy, batches, *rest, **options: taught.append(batches))
+    options = ["--model", model_folder, "--packs-per-step", 2, "--pack-size", 1, "--seed", 4]
     call(monkeypatch, *options, "--output", tmp_path / "a")
-    call(
-        monkeypatch,
-        *options,
-        "--output",
-        tmp_path / "b",
-        "--player",
-        "mediocre",
-        "--level",
-        "train",
-        "--spell-out",
-        "True",
-    )
-    assert players == [((4,), {"spell_out": False}), ((4,), {**script.PLANNERS["mediocre"], "spell_out": True})]
-    assert [(size, level) for _, _, size, level in packs] == [(1, "tiny")] * 2 + [(1, "train")] * 2
-    assert 0 < players[1][1]["recall"] < 1
+    mixed = ["--player", "mediocre", "--envs", "frozenlake/train,alchemy/tiny=2", "--spell-out", "True"]
+    call(monkeypatch, *options, "--output", tmp_path / "b", *mixed)
+    plain, careless = taught
+    assert plain.domains == [("frozenlake", "tiny")] and plain.knobs["frozenlake"] == {"spell_out": False, "plan": 1.0}
+    assert careless.domains == [("frozenlake", "train"), ("alchemy", "tiny"), ("alchemy", "tiny")]
+    assert careless.knobs["alchemy"] == script.PLAYERS["mediocre"] and 0 < careless.knobs["alchemy"]["recall"] < 1
+    assert careless.knobs["frozenlake"] == script.PLAYERS["mediocre"] | {"spell_out": True, "plan": script.PLAN}
+    assert {(b.packs, b.pack_size, b.seed, b.first_pack) for b in taught} == {(2, 1, 4, 5 * 10**6)}
 
 
 NEW = ["--output", "new"]
@@ -408,7 +314,10 @@ BAD = {
     "learning rate is no number": ([*NEW, "--lr", "nan"], ["lr=nan"]),
     "negative rank": ([*NEW, "--lora-rank", "-1"], ["lora_rank=-1"]),
     "unknown player": ([*NEW, "--player", "expert"], ["--player", "expert", "clean", "mediocre"]),
-    "unknown level": ([*NEW, "--level", "easy"], ["--level", "easy", "tiny"]),
+    "unknown level": ([*NEW, "--envs", "frozenlake/easy"], ["level='easy'", "frozenlake", "tiny", "hard"]),
+    "level without a player": ([*NEW, "--envs", "alchemy/train"], ["level='train'", "alchemy", "tiny, tiny-hard"]),
+    "environment without a player": ([*NEW, "--envs", "control/train"], ["level='train'", "control", "DEMONSTRATORS"]),
+    "unknown environment": ([*NEW, "--envs", "lake"], ["env='lake'", "frozenlake"]),
     "unknown flag": ([*NEW, "--epochs", "3"], ["--epochs"]),
     "unknown model": ([*NEW, "--model", "no/such/model"], ["model='no/such/model'"]),
 }
@@ -437,24 +346,7 @@ def test_unknown_player_from_the_shell(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stage_that_misses_its_goal_ends_the_build(tokenizer, monkeypatch):
-    monkeypatch.setattr(script, "build_tokenizer", lambda: tokenizer)
-    monkeypatch.setattr(script, "imitate", lambda *arguments, **options: False)
-    with pytest.raises(BadInput, match="seed=5.*drills"):
-        script.build_embedded(ImitateConfig(seed=5))
-
-
 def test_adapter_of_a_warm_start_leaves_the_output_head_alone(model_folder):
     model = add_adapter(load_model(str(model_folder))[0], script.Lora(2, 4))
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
-def test_a_model_built_for_other_prompts_is_warned_about(tmp_path, monkeypatch):
-    (tmp_path / "fingerprint.txt").write_text(embedded.fingerprint() + "\n")
-    assert embedded.warning(tmp_path) == "" and embedded.warning(tmp_path / "another") == ""
-    assert embedded.warning(REPO / "embedded-policy") == ""
-    monkeypatch.setattr(Penalties, "solve_reward", lambda *_: 0.125)  # rewards are no part of the text
-    assert embedded.warning(tmp_path) == ""
-    monkeypatch.setattr(context, "UPDATE_REQUEST", "### Hints, please")
-    assert "python imitate.py --output" in embedded.warning(tmp_path)

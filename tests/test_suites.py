@@ -57,7 +57,7 @@ def test_the_paper_s_suite():
     settings = settings_to_play(EvalConfig(suite="paper"))
     assert all(setting.packs == 500 for setting in settings)
     shapes = [(s.env, s.level, s.pack_size, s.ralph) for s in settings]
-    assert shapes[:3] == [("frozenlake", "tiny", n, "no") for n in (8, 16)] + [("frozenlake", "train", 8, "no")]
+    assert shapes[:3] == [("frozenlake", "tiny", n, "no") for n in (8, 16)] + [("frozenlake", "tiny-hard", 8, "no")]
     assert {env for env, *_ in shapes} == set(ENVS)
     assert [ralph for *_, ralph in shapes[-2:]] == ["first", "each"]
     hardest = settings_to_play(EvalConfig(suite="paper", level="hard"))

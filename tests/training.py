@@ -162,7 +162,7 @@ def assert_one_line(message, *parts):
         assert part in message, message
 
 
-PLAYED = Config(packs_per_step=4, group_size=4, pack_size=3, max_reply_tokens=64)
+PLAYED = Config(packs_per_step=4, group_size=4, pack_size=3, max_reply_tokens=64, updates_per_batch=1)
 
 
 def fresh_policy(config=PLAYED):

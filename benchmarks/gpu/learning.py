@@ -21,8 +21,8 @@ from engine.errors import BadInput
 from engine.models import load_model
 from engine.processes import launch
 from engine.settings import Config
-from environments.frozenlake.players import Planner
-from imitate import PLANNERS, ImitateConfig, imitate, lessons, rise_and_fall
+from imitate import knobs
+from imitation.teaching import Lessons, imitate, rise_and_fall
 from record.files import checkpoints, open_folder, save_checkpoint
 
 MEMORY = ("memory_rollout", "memory_train")
@@ -129,9 +129,15 @@ def imitated(figure: Figures, scratch: Path, config: Config, deadline: float, sp
     policy, optimizer = build(config, accelerator)
     left = deadline - time.monotonic()
     for player, steps, lr, seed, share in (("clean", 120, 1e-3, 1, 0.35), ("mediocre", 15, 5e-4, 2, 0.5)):
-        settings = ImitateConfig(packs_per_step=2 if REHEARSAL else 8, pack_size=config.pack_size, level="tiny")
-        teacher = Planner(seed, **PLANNERS[player], spell_out=spell_out)
-        batches = lessons(teacher, policy.chat, settings, 10**6 * (seed + 1))
+        batches = Lessons(
+            policy.chat,
+            [("frozenlake", "tiny")],
+            10**6 * (seed + 1),
+            packs=2 if REHEARSAL else 8,
+            pack_size=config.pack_size,
+            knobs={"frozenlake": knobs("frozenlake", player, spell_out)},
+            seed=seed,
+        )
         clock = Clock(deadline - (1 - share) * left)
         steps = 2 if REHEARSAL else steps
         imitate(policy, batches, steps, rise_and_fall(lr), player, config.tokens_per_microbatch, clock.is_over)
