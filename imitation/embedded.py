@@ -28,6 +28,7 @@ from rollout import Episode, Rollout, play, run
 UNEVEN = ("alchemy", "frozenlake", "alchemy", "terminal")
 LESS_UNEVEN = ("frozenlake", "alchemy", "terminal", "frozenlake", "alchemy")
 HARDER = 0.25  # share of packs of level tiny-hard
+MICROBATCH = 2048  # padded tokens; so small a model takes a fifth longer with 8,192
 MEDIOCRE = {
     "frozenlake": {"plan": 0.85, "recall": 0.36, "explore": 0.36, "write": 0.5, "wrong": 0.03},
     "alchemy": {"recall": 0.33, "again": 0.45, "write": 0.4},
@@ -173,7 +174,7 @@ def stages(chat: ChatFormat, seed: int, words: Callable[[str], Words]) -> list[S
     ]
 
 
-def build_embedded(seed: int, words: str, budget: int, partial: Partial) -> Policy:
+def build_embedded(seed: int, words: str, partial: Partial) -> Policy:
     """Build the embedded policy stage by stage, or go on where `partial` says; raises BadInput if a stage does not
     reach its goal with this seed."""
     tokenizer = build_tokenizer(words)
@@ -188,7 +189,7 @@ def build_embedded(seed: int, words: str, budget: int, partial: Partial) -> Poli
             continue
         policy.settings = dataclasses.replace(policy.settings, temperature=stage.temperature)
         done = imitate(
-            policy, stage.batches, stage.steps, stage.lr, stage.name, budget, stage.reached, partial, stage=number
+            policy, stage.batches, stage.steps, stage.lr, stage.name, MICROBATCH, stage.reached, partial, stage=number
         )
         policy.settings = dataclasses.replace(policy.settings, temperature=1.0)
         missed = [] if done else [f"a loss that low in {stage.steps} steps"]

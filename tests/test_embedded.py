@@ -212,7 +212,7 @@ def small_build(tokenizer, monkeypatch):
 
     def build(path, seed=0):
         torch.manual_seed(seed)
-        return building.build_embedded(seed, "shared", 8192, Partial(path, {"seed": seed})).model.state_dict()
+        return building.build_embedded(seed, "shared", Partial(path, {"seed": seed})).model.state_dict()
 
     return build
 
