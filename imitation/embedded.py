@@ -108,10 +108,11 @@ def judge_player(env: str, level: str, words: Words, knobs: dict, packs: int = 5
 
 
 def plays_cleanly(judged: Judged, player: Judged, level: str) -> bool:
-    """As the clean player does; less is asked of the harder level, which is met in a quarter of the lessons."""
-    least = 0.95 if level == "tiny" else 0.85
-    learnt = all(judged.skills[name] >= least for name in ("use", "explore", "write"))
-    return learnt and judged.skills["wrong"] <= 0.03 and judged.broken <= 0.005
+    """Nearly as the clean player does; less is asked of the harder level, which is met in a quarter of the lessons."""
+    slack = 0.0 if level == "tiny" else 0.1
+    plays = judged.skills["use"] >= 0.85 - slack and judged.skills["explore"] >= 0.85 - slack
+    writes = judged.skills["write"] >= 0.95 - slack and judged.skills["wrong"] <= 0.05
+    return plays and writes and judged.broken <= 0.01
 
 
 def is_buried(judged: Judged, player: Judged, level: str) -> bool:
