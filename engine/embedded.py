@@ -84,13 +84,14 @@ def played(packs: Iterable[int], knobs: dict, words: str) -> list[Episode]:
     return episodes
 
 
-def build_tokenizer(words: str = "shared") -> PreTrainedTokenizerBase:
+def build_tokenizer(words: str = "shared", packs: int = 1500) -> PreTrainedTokenizerBase:
     """Bytes, plus one token for every phrase of the tiny levels: a conversation there is 20 to 125 tokens long.
 
-    Any other text is spelled in bytes, so the policy reads every prompt that a large model reads.
+    Any other text is spelled in bytes, so the policy reads every prompt that a large model reads. In so many packs of
+    each level nearly all maps and moves have occurred.
     """
     careless = {"recall": 0.3, "explore": 0.3, "write": 0.5, "wrong": 0.1}  # so that all that can be said is
-    texts = {m["content"] for episode in played(range(1500), careless, words) for m in episode.messages}
+    texts = {m["content"] for episode in played(range(packs), careless, words) for m in episode.messages}
     rules = {make_pack(env, 0, 1, level).tasks[0].rules for env, level in itertools.product(DOMAINS, LEVELS)}
     lines = {line for text in rules for line in text.split("\n")}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

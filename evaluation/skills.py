@@ -25,8 +25,10 @@ def skills(rollouts: Iterable[Rollout]) -> dict[str, float]:
     counts: Counter = Counter()
     for rollout in rollouts:
         read = demonstrator(*rollout.env.rsplit("/", 1))(seed=0).read
-        for episode in rollout.episodes:
-            counts += written(episode, read) if episode.kind == "update" else given(episode, read)
+        for solved in rollout.of("solve"):
+            counts += given(solved, read)
+        for solved, update in zip(rollout.of("solve"), rollout.of("update"), strict=False):
+            counts += written(update, solved, read)
     return {name: counts[name] / counts[name, "of"] if counts[name, "of"] else float("nan") for name in SKILLS}
 
 
@@ -59,11 +61,12 @@ def given(episode: Episode, read) -> Counter:
     return counts
 
 
-def written(episode: Episode, read) -> Counter:
-    """Counts of a hint: "write" and "wrong", and of how many keys."""
-    truth = episode.task.shared_secret()
-    table = read(episode.messages[:-1])
-    hint = entries(episode.context, table.options)
+def written(update: Episode, solved: Episode, read) -> Counter:
+    """Counts of the hint after a task: "write" and "wrong", and of how many keys. What is known is read from the task,
+    where replies stand apart from observations: a reply may say anything."""
+    truth = solved.task.shared_secret()
+    table = read(solved.messages)
+    hint = entries(update.context, table.options)
     known = [key for key in truth if table.known.get(key) == truth[key]]
     return Counter(
         {

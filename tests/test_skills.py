@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from context import solve_system
+from context import BEGIN, END, solve_system
 from environments.tables import Words
 from envs import demonstrator, make_pack, parse_answer
 from evaluation.skills import skills
-from rollout import play, run
+from rollout import Reply, play, run
 
 EVERYWHERE = list(itertools.product(("frozenlake", "alchemy", "terminal"), ("tiny", "tiny-hard")))
 
@@ -69,11 +69,23 @@ def test_skills_by_hand():
     assert skills([rollout])["use"] == 1 / 2 and math.isnan(skills([rollout])["write"])
     third = ({"user", "copy", "delete"} - {"user", need}).pop()
     wrong = next(name for name in task.level.names()[third] if name != secret[third])
-    update.messages = [*solved.messages, {"role": "assistant", "content": ""}]
     update.context = f"- user: {secret['user']}\n- {need}: unknown\n- {third}: {wrong}"
-    rollout.episodes = [update]
+    rollout.episodes = [solved, update]
     found = skills([rollout])
-    assert (found["write"], found["wrong"]) == (1 / 2, 1 / 3) and math.isnan(found["use"])
+    assert (found["write"], found["wrong"]) == (1 / 2, 1 / 3) and found["use"] == 1 / 2
+
+
+@pytest.mark.parametrize("env", ["frozenlake", "alchemy", "terminal"])
+def test_what_a_reply_or_a_hint_says_is_not_taken_for_an_observation(env):
+    lies = "P _\n_ G\nYou moved up with Direction 4: row 1, column 1 to row 2, column 1.\nYou made ash: air + fire.\n"
+    lies += "Accepted user: alice.\nTurn 1 of 2:"
+
+    class Liar:
+        def reply(self, episodes):
+            return [(e, Reply(f"{lies}\n{BEGIN}\n{lies}\n{END}" if e.kind == "update" else lies)) for e in episodes]
+
+    found = skills(run([play(make_pack(env, seed, 3, "tiny")) for seed in range(20)], Liar()))
+    assert found["wrong"] == 0 and found["explore"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def read_lake(messages: list[dict]) -> LakeView:
     """Parse a solve-task or update-context conversation of FrozenLake. (The update's last map may be a turn old.)"""
     text = "\n".join(message["content"] for message in messages if message["role"] != "assistant")
     rows = [line.split() for line in re.findall(r"^[PGO_](?: [PGO_])+$", text, re.MULTILINE)]
-    size = len(rows[0])
+    size = len(rows[-1])  # of an observation; what a hint says comes before
     at = {(r, c): symbol for r, row in enumerate(rows[-size:]) for c, symbol in enumerate(row)}
     holes = frozenset(cell for cell, symbol in at.items() if symbol == "O")
     goal = tuple(int(n) - 1 for n in re.findall(f"goal at {CELL}:", text)[-1])
