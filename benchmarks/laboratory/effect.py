@@ -31,7 +31,7 @@ def wants_effect(scale: Scale) -> list[Want]:
     found = [Want(untrained(), scale.everywhere("own", "none"), scale.single_seeds)]
     for domain in DOMAINS:
         here = scale.setting(domain)
-        found.append(Want(scale.trained(domain), (Evaluation(here, CONTEXTS),), scale.seeds))
+        found.append(Want(scale.trained(domain), (Evaluation(here, CONTEXTS),), scale.single_seeds))
         for budget in budgets(scale):
             blanked = Evaluation(here, ("own", "none"))
             found.append(Want(alone(scale, domain, budget), (blanked,), scale.seeds))

@@ -19,7 +19,7 @@ QUIET = {"eval_every": 0, "test_packs": 1, "sample_packs": 0}  # the evaluations
 STEPS = {1: 1.0, 2: 1.5, 3: 3.0}  # number of domains in a run -> its steps, in those of a run on one
 
 # Seconds with two jobs at a time on the two threads of one core. A default run takes TRAINING of them.
-TRAINING, LOADING, EVALUATION, BUILD = 225.0, 15.0, 6.0, 1800.0
+TRAINING, LOADING, EVALUATION, BUILD = 240.0, 15.0, 6.0, 1800.0
 HINT = 1.5  # tokens of a hint update, in those of a task
 
 

@@ -28,8 +28,8 @@ def farther(scale: Scale, domain: str) -> dict:
 
 def wants_longer(scale: Scale) -> list[Want]:
     asked = {d: tuple(Evaluation(setting) for setting in farther(scale, d).values()) for d in DOMAINS}
-    runs = [Want(scale.trained(domain), asked[domain], scale.seeds) for domain in DOMAINS]
-    return [Want(untrained(), sum(asked.values(), ()), scale.seeds), *runs]
+    runs = [Want(scale.trained(domain), asked[domain], scale.single_seeds) for domain in DOMAINS]
+    return [Want(untrained(), sum(asked.values(), ()), scale.single_seeds), *runs]
 
 
 def longer(found: Found) -> Section:
@@ -90,10 +90,10 @@ LOOPS = {"first": "the first task repeated", "each": "each task repeated"}
 
 def wants_ralph(scale: Scale) -> list[Want]:
     loops = {d: tuple(Evaluation(scale.setting(d, ralph=form)) for form in LOOPS) for d in DOMAINS}
-    found = [Want(untrained(), (*scale.everywhere("own"), *sum(loops.values(), ())), scale.seeds)]
+    found = [Want(untrained(), (*scale.everywhere("own"), *sum(loops.values(), ())), scale.single_seeds)]
     for domain in DOMAINS:
         here = Evaluation(scale.setting(domain))
-        found.append(Want(scale.trained(domain), (here, *loops[domain]), scale.seeds))
+        found.append(Want(scale.trained(domain), (here, *loops[domain]), scale.single_seeds))
     for domain in scale.some(DOMAINS):
         here = Evaluation(scale.setting(domain), ("own", "none"))
         found.append(Want(scale.trained(domain, ralph=True), (here, loops[domain][0]), scale.seeds))
@@ -158,7 +158,7 @@ AT_ENDS = 5  # steps at the beginning and at the end that are compared
 
 
 def wants_dynamics(scale: Scale) -> list[Want]:
-    return [Want(scale.trained(domain), (), scale.seeds) for domain in DOMAINS]
+    return [Want(scale.trained(domain), (), scale.single_seeds) for domain in DOMAINS]
 
 
 def series(found: Found, domain: str, name: str) -> torch.Tensor:

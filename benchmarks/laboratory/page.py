@@ -24,16 +24,21 @@ all quantities of a claim lie within the range that it expects. **Disagrees**: o
 
 def write_report(plan: Plan, store: Store) -> Path:
     """Returns the path of the page: the study's folder with .md at the end, beside it."""
-    found = Found(plan.scale, plan.jobs, store)
     page = store.folder.with_name(store.folder.name + ".md")
-    written = [(experiment, experiment.section(found)) for experiment in plan.experiments]
+    store.folder.mkdir(parents=True, exist_ok=True)
+    written = [(experiment, experiment.section(of(experiment, plan, store))) for experiment in plan.experiments]
     parts = ["# The study", introduction(plan), READING, "## Claims", claims_table(written)]
     for experiment, section in written:
         parts += section_of(experiment, section, plan, store)
     write_text(page, "\n\n".join(parts) + "\n")
     if ACROSS in plan.experiments:
-        write_text(store.folder / "matrix.md", matrix(found) + "\n")
+        write_text(store.folder / "matrix.md", matrix(of(ACROSS, plan, store)) + "\n")
     return page
+
+
+def of(experiment: Experiment, plan: Plan, store: Store) -> Found:
+    """The results of its own jobs: the same ones whichever experiments are asked for."""
+    return Found(plan.scale, {(job.variant, job.seed): job for job in plan.of(experiment)}, store)
 
 
 def introduction(plan: Plan) -> str:

@@ -53,9 +53,9 @@ def by_position(given: Sequence[tuple[str, Rows]], height: float = 3.6) -> Figur
                 continue
             mean, deviation = over_seeds(found)  # [S], [S]
             number = titles.index(title)
-            at = torch.arange(len(mean)) + 0.03 * (number - (len(titles) - 1) / 2)
+            at = (torch.arange(len(mean)) + 0.03 * (number - (len(titles) - 1) / 2)).tolist()
             options = {"color": colours[title], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-            axis.errorbar(at, mean, deviation, label=title, capsize=2, **options)
+            axis.errorbar(at, mean.tolist(), deviation.tolist(), label=title, capsize=2, **options)
         axis.set(xlabel="position in the pack", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(name, fontsize=10)
@@ -74,7 +74,7 @@ def bars(given: Sequence[tuple[str, Sequence[tuple[str, Estimate | None]]]], lab
         if found:
             at, means = [x for x, _ in found], [each.mean for _, each in found]
             spans = torch.tensor([[each.mean - each.low, each.high - each.mean] for _, each in found]).T.nan_to_num()
-            axis.bar(at, means, width, yerr=spans, label=name, color=f"C{k}", error_kw={"capsize": 2, "lw": 1})
+            axis.bar(at, means, width, yerr=spans.tolist(), label=name, color=f"C{k}", error_kw={"capsize": 2, "lw": 1})
     axis.axhline(0, color="0.3", lw=0.8)
     axis.set_xticks(range(len(given)), [title for title, _ in given])
     axis.set_ylabel(label)
@@ -85,7 +85,7 @@ def matrices(given: Sequence[tuple[str, Tensor]], rows: list[str], columns: list
     """Coloured tables side by side, each (title, values [rows, columns]); what is nan is empty."""
     figure, axes = panels(len(given), 1.2 + 0.36 * len(rows))
     for axis, (title, values) in zip(axes, given, strict=True):
-        image = axis.imshow(values, cmap="RdBu", vmin=-0.7, vmax=0.7, aspect="auto")
+        image = axis.imshow(values.numpy(), cmap="RdBu", vmin=-0.7, vmax=0.7, aspect="auto")
         for r, c in torch.nonzero(~values.isnan()).tolist():
             dark = abs(values[r, c]) > 0.45
             axis.text(c, r, f"{values[r, c]:+.2f}", ha="center", va="center", color="w" if dark else "k", fontsize=9)

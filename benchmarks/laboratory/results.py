@@ -10,21 +10,20 @@ from torch import Tensor
 from benchmarks.laboratory.claims import Values
 from benchmarks.laboratory.jobs import Job, Scale, Variant
 from engine.errors import BadInput
-from evaluation.results import repair, writing
+from evaluation.results import is_torn, repair, writing
 from evaluation.suites import Setting
 
 
 class Store:
-    """results.jsonl of a study's folder, a line for each job, by its key."""
+    """results.jsonl of a study's folder, a line for each job, by its key. A line that was broken off counts as none."""
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / "results.jsonl"
         self.lines: dict[str, dict] = {}
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            repair(self.path)
         text = self.path.read_bytes() if self.path.exists() else b""
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.splitlines(keepends=True), start=1):
+            if is_torn(line):
+                continue
             try:
                 values = json.loads(line)
                 self.lines[values["key"]] = values
@@ -40,8 +39,11 @@ class Store:
             return
         about = {"key": job.key, "job": job.name, "kind": job.variant.kind, "flags": dict(job.variant.flags)}
         line = about | {"words": job.variant.words, "seed": job.seed} | result
-        with writing(self.folder), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            repair(self.path)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         self.lines[job.key] = line
 
 
