@@ -1,7 +1,7 @@
 """Experiment 1: does CoD training work, and is it due to the hints?"""
 
 from benchmarks.laboratory.claims import Check, Claim, minus
-from benchmarks.laboratory.jobs import Evaluation, Scale, Variant, Want, untrained
+from benchmarks.laboratory.jobs import LEARNER, Evaluation, Scale, Variant, Want, untrained
 from benchmarks.laboratory.pictures import by_position
 from benchmarks.laboratory.results import Found
 from benchmarks.laboratory.sections import Experiment, Section, positions
@@ -28,7 +28,7 @@ def budgets(scale: Scale) -> tuple[str, ...]:
 
 
 def wants_effect(scale: Scale) -> list[Want]:
-    found = [Want(untrained(), scale.everywhere("own", "none"), scale.single_seeds)]
+    found = [Want(untrained(), scale.everywhere("own", "none", LEARNER), scale.single_seeds)]
     for domain in DOMAINS:
         here = scale.setting(domain)
         found.append(Want(scale.trained(domain), (Evaluation(here, CONTEXTS),), scale.single_seeds))
@@ -50,13 +50,16 @@ def effect(found: Found) -> Section:
             for b in budgets(scale)
             for c in parse("own,none")
         ]
-        tables.append((f"{domain}/tiny", positions(before + after + others)))
-        shown = [
-            ("before", before[0][1]),
-            ("after", after[0][1]),
-            ("blanked", after[1][1]),
-            ("task by task", others[0][1]),
-        ]
+        learner = ("the scripted learner", found.success(untrained(), here, LEARNER))
+        tables.append((f"{domain}/tiny", positions([*before, *after, *others, learner])))
+        named = {
+            "learner": learner,
+            "before": before[0],
+            "after": after[0],
+            "blanked": after[1],
+            "task by task": others[0],
+        }
+        shown = [(name, packs) for name, (_, packs) in named.items()]
         pictures.append((domain, shown))
     tables.append(("What the runs took", cost_table(found)))
     return Section(tables, claims_effect(found), lambda: by_position(pictures))

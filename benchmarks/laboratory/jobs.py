@@ -15,6 +15,7 @@ from record.files import NOT_COMPARED
 
 TINY, HARDER = LEVELS
 POLICY = "embedded-policy"
+LEARNER = "learner"  # among contexts: the scripted player in the place of the policy
 QUIET = {"eval_every": 0, "test_packs": 1, "sample_packs": 0}  # the evaluations of train.py itself: as good as none
 STEPS = {1: 1.0, 2: 1.5, 3: 3.0}  # number of domains in a run -> its steps, in those of a run on one
 
@@ -54,7 +55,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Packs to be played, once with each of these in place of the hints (evaluation/contexts.py)."""
+    """Packs to be played, once with each of these in place of the hints (evaluation/contexts.py), or by the learner."""
 
     setting: Setting
     contexts: tuple[str, ...] = ("own",)
@@ -94,7 +95,7 @@ class Job:
         """About how long it takes."""
         if self.variant.kind == "built":
             return BUILD
-        games = sum(e.setting.games * e.setting.pack_size * len(e.contexts) for e in self.evaluations)
+        games = sum(e.setting.games * e.setting.pack_size * len({*e.contexts} - {LEARNER}) for e in self.evaluations)
         known = LOADING + EVALUATION * games / (256 * 4)
         if self.variant.kind == "untrained":
             return known

@@ -121,19 +121,22 @@ def reweighting(found: Found) -> Section:
         Claim("With re-weighting training is more stable", tuple(stable)),
         Claim("The one-sided clip without importance weights is at most .05 below the alternatives", tuple(masks)),
     ]
-    shown = [(title, [("success", estimate(found.mean(variant, here)))]) for title, variant in reweighted(scale)]
     tables = [("Success", positions(outcomes)), ("Stability", stability)]
-    return Section(tables, claims, lambda: bars([(wrapped(title), each) for title, each in shown], "mean success"))
+    return Section(tables, claims, lambda: bars(bars_of(found), "mean success"))
 
 
-def wrapped(title: str) -> str:
-    """In lines short enough for the axis of a picture."""
-    return (
-        title.replace(" per batch", "\nper batch")
-        .replace(", ", ",\n")
-        .replace(" clip", "\nclip")
-        .replace(" weights", "\nweights")
-    )
+def bars_of(found: Found) -> list:
+    """With and without re-weighting for each number of updates, then the masks."""
+    scale = found.scale
+    here, groups = scale.setting(UNSTABLE), []
+    for number in sorted(updates(scale)):
+        runs = {"re-weighting": weighted(scale, number, True), "no re-weighting": weighted(scale, number, False)}
+        shown = [(name, estimate(found.mean(run, here))) for name, run in runs.items()]
+        groups.append((f"{number} update{'s' if number > 1 else ''}\nper batch", shown))
+    for title, flags in scale.some(tuple(MASKS.items())):
+        run = scale.trained(UNSTABLE, **flags)
+        groups.append((title.replace(" ", "\n"), [("re-weighting", estimate(found.mean(run, here)))]))
+    return groups
 
 
 REWEIGHTING = Experiment(

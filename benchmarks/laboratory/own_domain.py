@@ -5,7 +5,7 @@ import math
 import torch
 
 from benchmarks.laboratory.claims import Check, Claim, Values, minus
-from benchmarks.laboratory.jobs import HARDER, Evaluation, Scale, Want, untrained
+from benchmarks.laboratory.jobs import HARDER, LEARNER, Evaluation, Scale, Want, untrained
 from benchmarks.laboratory.pictures import by_position, over_steps
 from benchmarks.laboratory.results import Found
 from benchmarks.laboratory.sections import Experiment, Section, cell, positions
@@ -27,9 +27,12 @@ def farther(scale: Scale, domain: str) -> dict:
 
 
 def wants_longer(scale: Scale) -> list[Want]:
-    asked = {d: tuple(Evaluation(setting) for setting in farther(scale, d).values()) for d in DOMAINS}
-    runs = [Want(scale.trained(domain), asked[domain], scale.single_seeds) for domain in DOMAINS]
-    return [Want(untrained(), sum(asked.values(), ()), scale.single_seeds), *runs]
+    found = []
+    for domain in DOMAINS:
+        for setting in farther(scale, domain).values():
+            found.append(Want(untrained(), (Evaluation(setting, ("own", LEARNER)),), scale.single_seeds))
+            found.append(Want(scale.trained(domain), (Evaluation(setting),), scale.single_seeds))
+    return found
 
 
 def longer(found: Found) -> Section:
@@ -41,6 +44,7 @@ def longer(found: Found) -> Section:
             run = scale.trained(domain)
             rows += [(f"{domain}, before", found.success(untrained(), setting))]
             rows += [(f"{domain}, after", found.success(run, setting))]
+            rows += [(f"{domain}, the scripted learner", found.success(untrained(), setting, LEARNER))]
             gain = minus(found.last(run, setting), found.last(untrained(), setting))
             carried.append(Check(f"{domain}, {name}", gain, 0))
             if setting.pack_size > scale.default.pack_size:
@@ -127,17 +131,16 @@ def ralph(found: Found) -> Section:
             "Training in Ralph loops carries over to packs of different tasks (gain at the last position)", tuple(back)
         ),
     ]
-    shown = [
-        (
-            domain,
-            [
-                ("before", found.success(untrained(), scale.setting(domain, ralph="first"))),
-                ("after", found.success(scale.trained(domain), scale.setting(domain, ralph="first"))),
-            ],
-        )
-        for domain in DOMAINS
-    ]
-    return Section(tables, claims, lambda: by_position(shown))
+    return Section(tables, claims, lambda: by_position([(domain, in_loops(found, domain)) for domain in DOMAINS]))
+
+
+def in_loops(found: Found, domain: str) -> list:
+    """What is drawn: the first task repeated."""
+    scale = found.scale
+    loop, runs = scale.setting(domain, ralph="first"), {"before": untrained(), "after": scale.trained(domain)}
+    if domain in scale.some(DOMAINS):
+        runs["trained in Ralph loops"] = scale.trained(domain, ralph=True)
+    return [(name, found.success(variant, loop)) for name, variant in runs.items()]
 
 
 RALPH = Experiment(

@@ -14,14 +14,15 @@ from benchmarks.laboratory.sections import over_seeds
 from record.pictures import MARKERS
 
 DPI, WIDTH = 100, 9.0
+CYCLE = ("C0", "C1", "C2", "C4", "C6", "C9", "C5", "C7")  # without the greys
 # of what is shown in several pictures; further lines take the rest of the cycle
 COLOURS = {"before": "0.6", "after": "C0", "blanked": "C1", "learner": "0.2"}
 Rows = Sequence[tuple[str, dict[int, Tensor]]]  # title, seed -> packs [P, S]
 
 
-def panels(number: int, height: float = 3.6):
+def panels(number: int, height: float = 3.6, layout: str = "none"):
     """A figure with so many panels in a row, and these."""
-    figure, axes = plt.subplots(1, number, figsize=(WIDTH, height), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(1, number, figsize=(WIDTH, height), squeeze=False, sharey=True, layout=layout)
     return figure, list(axes[0])
 
 
@@ -45,7 +46,7 @@ def by_position(given: Sequence[tuple[str, Rows]], height: float = 3.6) -> Figur
     """A panel for each (title, rows): mean success by position, bars of one standard deviation over seeds."""
     figure, axes = panels(len(given), height)
     titles = list(dict.fromkeys(title for _, rows in given for title, _ in rows))
-    free = iter(f"C{k}" for k in range(2, 10))
+    free = iter(CYCLE[2:])
     colours = {title: COLOURS.get(title) or next(free) for title in titles}
     for axis, (name, rows) in zip(axes, given, strict=True):
         for title, found in rows:
@@ -74,23 +75,25 @@ def bars(given: Sequence[tuple[str, Sequence[tuple[str, Estimate | None]]]], lab
         if found:
             at, means = [x for x, _ in found], [each.mean for _, each in found]
             spans = torch.tensor([[each.mean - each.low, each.high - each.mean] for _, each in found]).T.nan_to_num()
-            axis.bar(at, means, width, yerr=spans.tolist(), label=name, color=f"C{k}", error_kw={"capsize": 2, "lw": 1})
+            axis.bar(
+                at, means, width, yerr=spans.tolist(), label=name, color=CYCLE[k], error_kw={"capsize": 2, "lw": 1}
+            )
     axis.axhline(0, color="0.3", lw=0.8)
-    axis.set_xticks(range(len(given)), [title for title, _ in given])
+    axis.set_xticks(range(len(given)), [title for title, _ in given], fontsize=8)
     axis.set_ylabel(label)
     return finished(figure, [axis])
 
 
 def matrices(given: Sequence[tuple[str, Tensor]], rows: list[str], columns: list[str], label: str) -> Figure:
     """Coloured tables side by side, each (title, values [rows, columns]); what is nan is empty."""
-    figure, axes = panels(len(given), 1.2 + 0.36 * len(rows))
+    figure, axes = panels(len(given), 1.2 + 0.36 * len(rows), layout="constrained")
     for axis, (title, values) in zip(axes, given, strict=True):
         image = axis.imshow(values.numpy(), cmap="RdBu", vmin=-0.7, vmax=0.7, aspect="auto")
         for r, c in torch.nonzero(~values.isnan()).tolist():
             dark = abs(values[r, c]) > 0.45
             axis.text(c, r, f"{values[r, c]:+.2f}", ha="center", va="center", color="w" if dark else "k", fontsize=9)
         axis.set_xticks(range(len(columns)), columns)
-        axis.set_yticks(range(len(rows)), rows)
+        axis.set_yticks(range(len(rows)), rows, fontsize=8)
         axis.set_xlabel("tested on")
         axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("trained on")
@@ -105,10 +108,10 @@ def over_steps(given: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> Fig
     for axis, (title, rows) in zip(axes, given, strict=True):
         for k, (name, values) in enumerate(rows):
             mean, steps = values.nanmean(dim=0), torch.arange(1, values.shape[1] + 1)  # [steps], [steps]
-            axis.plot(steps, mean, color=f"C{k}", label=name, marker="" if len(steps) > 1 else "o")
+            axis.plot(steps, mean, color=CYCLE[k], label=name, marker="" if len(steps) > 1 else "o")
             if len(values) > 1:
                 spread = values.std(dim=0)
-                axis.fill_between(steps, mean - spread, mean + spread, color=f"C{k}", alpha=0.15, lw=0)
+                axis.fill_between(steps, mean - spread, mean + spread, color=CYCLE[k], alpha=0.15, lw=0)
         axis.set(xlabel="training step", ylim=(-0.03, 1.03))
         axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("share")

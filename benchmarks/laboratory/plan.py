@@ -36,11 +36,11 @@ def make_plan(experiments: Sequence[Experiment], scale: Scale, base: str) -> Pla
     A job has the evaluations that any experiment wants of it, asked for or not: so what is done for one serves all.
     """
     evaluations = merged_evaluations(scale)
-    users: dict[tuple[Variant, int], list[str]] = {}
+    users: dict[tuple[Variant, int], dict[str, None]] = {}  # names of experiments, each once, in order
     for experiment in EXPERIMENTS:
         for want in experiment.wants(scale):
             for seed in range(want.seeds):
-                users.setdefault((want.variant, seed), []).append(experiment.name)
+                users.setdefault((want.variant, seed), {})[experiment.name] = None
     asked = {experiment.name for experiment in experiments}
 
     def rank(place: tuple[Variant, int]) -> tuple:
@@ -49,9 +49,9 @@ def make_plan(experiments: Sequence[Experiment], scale: Scale, base: str) -> Pla
         # a build takes as long as many trainings, and all of its experiment waits for it: it begins one earlier
         return (first - (variant.kind == "built"), -len(users[place]), seed)
 
-    order = sorted((place for place in users if asked & set(users[place])), key=rank)
+    order = sorted((place for place in users if asked & users[place].keys()), key=rank)
     jobs = {(variant, seed): Job(variant, seed, evaluations[variant], base) for variant, seed in order}
-    wanted_by = {place: tuple(dict.fromkeys(name for name in users[place] if name in asked)) for place in order}
+    wanted_by = {place: tuple(name for name in users[place] if name in asked) for place in order}
     return Plan(scale, tuple(experiments), jobs, wanted_by)
 
 

@@ -179,9 +179,9 @@ def words(found: Found) -> Section:
     rows, checks, drawn = [], [], []
     for a, b in [*unseen(singles), *((single, single[0]) for single in singles)]:
         shared, own = (gain(found, a, b, words=each) for each in ("shared", "own"))
-        title = f"{a[0]} to {b}" if a != (b,) else f"{b} itself"
+        title = f"{a[0]} to {b}" if a != (b,) else f"{b} to itself"
         drawn.append(
-            (title.replace(" to ", "\nto "), [("shared words", estimate(shared)), ("own words", estimate(own))])
+            (title.replace(" to ", "\nto\n"), [("shared words", estimate(shared)), ("own words", estimate(own))])
         )
         rows.append([title, cell(shared), cell(own)])
         if a != (b,):

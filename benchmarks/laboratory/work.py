@@ -23,7 +23,7 @@ from filelock import FileLock
 
 import imitate
 import train
-from benchmarks.laboratory.jobs import fingerprint
+from benchmarks.laboratory.jobs import LEARNER, fingerprint
 from engine import processes
 from engine.build import build
 from engine.command_line import command_line
@@ -111,13 +111,11 @@ def evaluated(policy: Policy, config: Config, setting: Setting, contexts: list[s
 
     Every seed has packs of its own, the same ones for every policy.
     """
-    packs, found = setting.make_packs(config.seed), {}
-    written: dict[str, list[list[str]]] = {}  # whose hints others read -> pack -> hints
-    for context in parse(",".join(contexts)):
-        if context.writer == "learner":
-            written["learner"] = hints_of(
-                played(players(setting.env)["learner"], packs, [own_hints] * len(packs), config)
-            )
+    packs = setting.make_packs(config.seed)
+    by_learner = played(players(setting.env)[LEARNER], packs, [own_hints] * len(packs), config)
+    found = {LEARNER: kept(by_learner)} if LEARNER in contexts else {}
+    written = {LEARNER: hints_of(by_learner)}  # whose hints others read -> pack -> hints
+    for context in parse(",".join(name for name in contexts if name != LEARNER)):
         fits = room_for_hints(policy, evaluation_settings(config, setting), context)
         hints = next_hints(context, packs, lambda writer, number: written[writer][number], fits)
         with policy.sampling():
