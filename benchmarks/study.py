@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import engine.start  # noqa: E402, F401, I001 (before torch is imported)
 
 from benchmarks.laboratory.claims import MOST_SEEDS
-from benchmarks.laboratory.experiments import chosen
+from benchmarks.laboratory.experiments import EXPERIMENTS, chosen
 from benchmarks.laboratory.jobs import Scale, fingerprint_of_policy
 from benchmarks.laboratory.page import write_report
 from benchmarks.laboratory.plan import Plan, make_plan
@@ -79,7 +79,8 @@ def main() -> None:
     output = Path(settings.output)
     if output.exists() and not output.is_dir():
         raise BadInput(f"output={settings.output!r}: is a file; name a folder")
-    plan = make_plan(chosen(settings.names), settings.scale, fingerprint_of_policy())
+    base = fingerprint_of_policy()
+    plan = make_plan(chosen(settings.names), settings.scale, base)
     store = Store(output)
     scratch = Path(settings.scratch or output / "scratch").resolve()
     runner = Runner(plan, store, scratch, settings.at_once)
@@ -92,7 +93,7 @@ def main() -> None:
         if held is None:
             raise BadInput(f"scratch={str(scratch)!r}: another study is at work there")
         failed = runner.run()
-    print(f"written: {write_report(plan, store)}")
+    print(f"written: {write_report(make_plan(EXPERIMENTS, settings.scale, base), store)}")
     if failed:
         for name, why in failed.items():
             print(f"FAILED: {name}: {why}")

@@ -240,6 +240,7 @@ def test_a_study_that_was_killed_goes_on(runner, tmp_path, when):
 
     with mock.patch.object(Store, "add", interrupted), pytest.raises(Killed):
         study.run()
+    assert all(process.poll() is not None for process in study.under_way)
     again = runner("credit")
     assert len(again.store.lines) == (3 if when == "after it" else 2)
     assert again.run() == {} and len(Store(tmp_path / "study").lines) == len(again.plan.jobs)
@@ -542,7 +543,7 @@ def test_an_unfinished_study_says_what_is_missing(store, tmp_path):
     missing = [job for job in of_credit if job not in part]
     assert f"Not finished: {len(missing)} of {len(of_credit)} jobs are missing ({missing[0].name}; " in page
     row = cells(page, "2", "Fine-grained credit (mean) ends above coarse credit (sum) at the last position")[0]
-    assert row[2:] == [CANNOT, "+0.30 [+0.05, +0.50]; +0.30 [+0.05, +0.50]; -"] or row[2] == CANNOT
+    assert row[2] == CANNOT and row[3].endswith("; -")
     nothing = write_report(plan_of(scale=MADE_UP), Store(tmp_path / "empty")).read_text()
     assert ".png" not in nothing and nothing.count("Not finished") == len(EXPERIMENTS)
 

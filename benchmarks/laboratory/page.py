@@ -1,6 +1,5 @@
 """The report: docs/study.md with its pictures, and the matrix for the README, all from the results."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.laboratory import sections
@@ -23,15 +22,19 @@ all quantities of a claim lie within the range that it expects. **Disagrees**: o
 
 
 def write_report(plan: Plan, store: Store) -> Path:
-    """Returns the path of the page: the study's folder with .md at the end, beside it."""
+    """The page about all experiments of the plan; returns its path, which is the study's folder with .md at the end."""
     page = store.folder.with_name(store.folder.name + ".md")
     store.folder.mkdir(parents=True, exist_ok=True)
-    written = [(experiment, experiment.section(of(experiment, plan, store))) for experiment in plan.experiments]
+    begun = [each for each in plan.experiments if any(job in store for job in plan.of(each))]
+    written = {experiment: experiment.section(of(experiment, plan, store)) for experiment in begun}
     parts = ["# The study", introduction(plan), READING, "## Claims", claims_table(written)]
-    for experiment, section in written:
-        parts += section_of(experiment, section, plan, store)
-    write_text(page, "\n\n".join(parts) + "\n")
-    if ACROSS in plan.experiments:
+    for experiment in plan.experiments:
+        parts += [f"## {experiment.number}. {experiment.title}", experiment.question]
+        if experiment in written:
+            parts += section_of(experiment, written[experiment], store)
+        parts.append(missing(experiment, plan, store))
+    write_text(page, "\n\n".join(filter(None, parts)) + "\n")
+    if ACROSS in begun:
         write_text(store.folder / "matrix.md", matrix(of(ACROSS, plan, store)) + "\n")
     return page
 
@@ -53,9 +56,9 @@ def introduction(plan: Plan) -> str:
     )
 
 
-def claims_table(written: Sequence[tuple[Experiment, Section]]) -> str:
+def claims_table(written: dict[Experiment, Section]) -> str:
     rows = []
-    for experiment, section in written:
+    for experiment, section in written.items():
         for claim in section.claims:
             rows.append([str(experiment.number), claim.statement, claim.verdict, in_short(claim)])
     return markdown(["", "claim", "verdict", "from"], rows)
@@ -70,18 +73,23 @@ def in_short(claim: Claim) -> str:
     return "; ".join(each.text if each else "-" for each in found)
 
 
-def section_of(experiment: Experiment, section: Section, plan: Plan, store: Store) -> list[str]:
-    jobs = plan.of(experiment)
-    missing = [job.name for job in jobs if job not in store]
-    parts = [f"## {experiment.number}. {experiment.title}", experiment.question]
-    parts += [text for claim in section.claims for text in (claim.sentence, sections.checks(claim))]
-    if section.picture and len(missing) < len(jobs):
-        picture = store.folder / f"{experiment.number:02d}-{experiment.name}.png"
-        save(section.picture(), picture)
-        parts.append(f"![{experiment.title}]({store.folder.name}/{picture.name})")
+def section_of(experiment: Experiment, section: Section, store: Store) -> list[str]:
+    parts = [text for claim in section.claims for text in (claim.sentence, sections.checks(claim))]
+    picture = store.folder / f"{experiment.number:02d}-{experiment.name}.png"
+    save(section.picture(), picture)
+    parts.append(f"![{experiment.title}]({store.folder.name}/{picture.name})")
     for caption, table in section.tables:
         parts += [f"*{caption}*", table]
-    if missing:
-        shown = "; ".join(missing[:8]) + ("; ..." if len(missing) > 8 else "")
-        parts.append(f"Not finished: {len(missing)} of {len(jobs)} jobs are missing ({shown}).")
     return parts
+
+
+def missing(experiment: Experiment, plan: Plan, store: Store) -> str:
+    """Which jobs of an experiment are not there; empty if all are."""
+    jobs = plan.of(experiment)
+    names = [job.name for job in jobs if job not in store]
+    if not jobs:
+        return "Left out of the quick study."
+    if not names:
+        return ""
+    shown = "; ".join(names[:8]) + ("; ..." if len(names) > 8 else "")
+    return f"Not finished: {len(names)} of {len(jobs)} jobs are missing ({shown})."

@@ -26,7 +26,7 @@ def panels(number: int, height: float = 3.6, layout: str = "none"):
     return figure, list(axes[0])
 
 
-def finished(figure: Figure, axes: list, columns: int = 4) -> Figure:
+def finished(figure: Figure, axes: list, columns: int = 5) -> Figure:
     """With a grid, and one legend below all panels."""
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -69,15 +69,12 @@ def bars(given: Sequence[tuple[str, Sequence[tuple[str, Estimate | None]]]], lab
     figure, [axis] = panels(1)
     names = list(dict.fromkeys(name for _, rows in given for name, _ in rows))
     width = 0.8 / len(names)
-    for k, name in enumerate(names):
-        found = [(g, dict(rows).get(name)) for g, (_, rows) in enumerate(given)]
-        found = [(g + width * (k - (len(names) - 1) / 2), each) for g, each in found if each is not None]
-        if found:
-            at, means = [x for x, _ in found], [each.mean for _, each in found]
-            spans = torch.tensor([[each.mean - each.low, each.high - each.mean] for _, each in found]).T.nan_to_num()
-            axis.bar(
-                at, means, width, yerr=spans.tolist(), label=name, color=CYCLE[k], error_kw={"capsize": 2, "lw": 1}
-            )
+    for g, (_, rows) in enumerate(given):
+        for k, (name, found) in enumerate(rows):
+            if found is not None:
+                at = g + width * (k - (len(rows) - 1) / 2)
+                span = torch.tensor([[found.mean - found.low], [found.high - found.mean]]).nan_to_num().tolist()
+                axis.bar(at, found.mean, width, yerr=span, label=name, color=CYCLE[names.index(name)], capsize=2)
     axis.axhline(0, color="0.3", lw=0.8)
     axis.set_xticks(range(len(given)), [title for title, _ in given], fontsize=8)
     axis.set_ylabel(label)

@@ -16,11 +16,11 @@ from evaluation.tables import markdown
 
 @dataclass(frozen=True)
 class Section:
-    """`tables` are (caption, markdown); `picture` makes the figure, where there is something to draw."""
+    """`tables` are (caption, markdown); `picture` makes the figure."""
 
     tables: list[tuple[str, str]]
     claims: list[Claim]
-    picture: Callable[[], Figure] | None = None
+    picture: Callable[[], Figure]
 
 
 @dataclass(frozen=True)

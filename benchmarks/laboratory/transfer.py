@@ -173,8 +173,6 @@ def wants_words(scale: Scale) -> list[Want]:
 
 
 def words(found: Found) -> Section:
-    if found.scale.quick:
-        return Section([], [])
     singles = [(domain,) for domain in DOMAINS]
     rows, checks, drawn = [], [], []
     for a, b in [*unseen(singles), *((single, single[0]) for single in singles)]:
