@@ -58,7 +58,9 @@ class ImitateConfig:
         at_least=0,
         below=65_537,
     )
-    tokens_per_microbatch: int = flag(8192, "padded tokens in one forward pass (memory and speed only)", at_least=1)
+    tokens_per_microbatch: int = flag(
+        8192, "padded tokens in one forward pass (memory and speed only; with --model)", at_least=1
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "weights; auto: as they are stored (with --model)")
     gradient_checkpointing: Literal["auto", "on", "off"] = flag(
         "auto", "compute activations again in the backward pass; auto: for models above 100 million weights"
@@ -127,7 +129,7 @@ def main() -> None:
     if config.model:
         policy = imitate_player(config, partial)
     else:
-        policy = build_embedded(config.seed, config.words, config.tokens_per_microbatch, partial)
+        policy = build_embedded(config.seed, config.words, partial)
     model = merged_model(policy.model) if config.model and config.lora_rank else policy.model
     with whole_folder(Path(config.output)) as folder:
         model.save_pretrained(folder)

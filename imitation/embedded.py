@@ -28,6 +28,7 @@ from rollout import Episode, Rollout, play, run
 UNEVEN = ("alchemy", "frozenlake", "alchemy", "terminal")
 LESS_UNEVEN = ("frozenlake", "alchemy", "terminal", "frozenlake", "alchemy")
 HARDER = 0.25  # share of packs of level tiny-hard
+MICROBATCH = 8192  # padded tokens; other micro-batches round otherwise, and so give other weights
 MEDIOCRE = {
     "frozenlake": {"plan": 0.85, "recall": 0.36, "explore": 0.36, "write": 0.5, "wrong": 0.03},
     "alchemy": {"recall": 0.33, "again": 0.45, "write": 0.4},
@@ -107,10 +108,11 @@ def judge_player(env: str, level: str, words: Words, knobs: dict, packs: int = 5
 
 
 def plays_cleanly(judged: Judged, player: Judged, level: str) -> bool:
-    """As the clean player does; less is asked of the harder level, which is met in a quarter of the lessons."""
-    least = 0.95 if level == "tiny" else 0.85
-    learnt = all(judged.skills[name] >= least for name in ("use", "explore", "write"))
-    return learnt and judged.skills["wrong"] <= 0.03 and judged.broken <= 0.005
+    """Nearly as the clean player does; less is asked of the harder level, which is met in a quarter of the lessons."""
+    slack = 0.0 if level == "tiny" else 0.1
+    plays = judged.skills["use"] >= 0.85 - slack and judged.skills["explore"] >= 0.85 - slack
+    writes = judged.skills["write"] >= 0.95 - slack and judged.skills["wrong"] <= 0.05
+    return plays and writes and judged.broken <= 0.01
 
 
 def is_buried(judged: Judged, player: Judged, level: str) -> bool:
@@ -173,7 +175,7 @@ def stages(chat: ChatFormat, seed: int, words: Callable[[str], Words]) -> list[S
     ]
 
 
-def build_embedded(seed: int, words: str, budget: int, partial: Partial) -> Policy:
+def build_embedded(seed: int, words: str, partial: Partial) -> Policy:
     """Build the embedded policy stage by stage, or go on where `partial` says; raises BadInput if a stage does not
     reach its goal with this seed."""
     tokenizer = build_tokenizer(words)
@@ -188,7 +190,7 @@ def build_embedded(seed: int, words: str, budget: int, partial: Partial) -> Poli
             continue
         policy.settings = dataclasses.replace(policy.settings, temperature=stage.temperature)
         done = imitate(
-            policy, stage.batches, stage.steps, stage.lr, stage.name, budget, stage.reached, partial, stage=number
+            policy, stage.batches, stage.steps, stage.lr, stage.name, MICROBATCH, stage.reached, partial, stage=number
         )
         policy.settings = dataclasses.replace(policy.settings, temperature=1.0)
         missed = [] if done else [f"a loss that low in {stage.steps} steps"]
