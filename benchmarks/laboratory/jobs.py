@@ -19,9 +19,12 @@ LEARNER = "learner"  # among contexts: the scripted player in the place of the p
 QUIET = {"eval_every": 0, "test_packs": 1, "sample_packs": 0}  # the evaluations of train.py itself: as good as none
 STEPS = {1: 1.0, 2: 1.5, 3: 3.0}  # number of domains in a run -> its steps, in those of a run on one
 
-# Seconds with two jobs at a time on the two threads of one core. A default run takes TRAINING of them.
-TRAINING, LOADING, EVALUATION, BUILD = 240.0, 15.0, 6.0, 1800.0
-HINT = 1.5  # tokens of a hint update, in those of a task
+# Seconds with two jobs at a time on the two threads of one core: of a default run, of starting a process, of the
+# evaluation of 256 packs on FrozenLake, of a build
+TRAINING, LOADING, EVALUATION, BUILD = 240.0, 15.0, 4.0, 1800.0
+HINT = 2.5  # the work of a hint update, in that of a task (its prompt holds the whole task)
+WORK = {"frozenlake": 1.0, "alchemy": 0.7, "terminal": 0.7}  # of a domain
+SCORING = 1.3  # of a training with teachers
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,14 @@ class Job:
         """About how long it takes."""
         if self.variant.kind == "built":
             return BUILD
-        games = sum(e.setting.games * e.setting.pack_size * len({*e.contexts} - {LEARNER}) for e in self.evaluations)
-        known = LOADING + EVALUATION * games / (256 * 4)
-        if self.variant.kind == "untrained":
-            return known
-        scoring = 1.3 if self.variant.teachers else 1.0
-        return known + TRAINING * scoring * work(self.variant.config) / work(Config())
+        seconds = LOADING
+        for each in self.evaluations:
+            games = each.setting.games * each.setting.pack_size * len({*each.contexts} - {LEARNER})
+            seconds += EVALUATION * WORK[each.setting.env] * games / (256 * 4)
+        if self.variant.kind == "trained":
+            share = work(self.variant.config) / work(Config())
+            seconds += TRAINING * share * (SCORING if self.variant.teachers else 1.0)
+        return seconds
 
     def flags(self, model: str, teachers: str) -> dict:
         """Of its training: all that differs from the defaults of train.py."""
@@ -109,9 +114,10 @@ class Job:
 
 
 def work(config: Config) -> float:
-    """Tokens of a training, in those of a task."""
+    """Of a training, in that of a task on FrozenLake."""
     rollouts = config.steps * config.packs_per_step * config.group_size
-    return rollouts * (config.pack_size + HINT * (config.pack_size - 1))
+    domains = [WORK[env] for env, _ in config.env_levels]
+    return rollouts * (config.pack_size + HINT * (config.pack_size - 1)) * sum(domains) / len(domains)
 
 
 def changed(flags: dict) -> dict:

@@ -157,13 +157,13 @@ REWEIGHTING = Experiment(
 GROUPS, PACKS = (2, 4, 16), (2, 8)  # beside the defaults
 
 
-def sized(scale: Scale, domain: str) -> list[tuple[str, dict]]:
-    """(title, flags): other G at as many rollouts, other S at as many tasks, the latter on the first domain only."""
+def sized(scale: Scale) -> list[tuple[str, dict]]:
+    """(title, flags): other G at as many rollouts, other S at as many tasks."""
     default, found = scale.default, []
     rollouts, tasks = default.packs_per_step * default.group_size, default.packs_per_step * default.pack_size
     for g in scale.some(GROUPS):
         found.append((f"G = {g}", {"group_size": g, "packs_per_step": rollouts // g}))
-    for s in scale.some(PACKS) if domain == DOMAINS[0] else ():
+    for s in scale.some(PACKS):
         found.append((f"S = {s}", {"pack_size": s, "packs_per_step": tasks // s}))
     return found
 
@@ -176,7 +176,7 @@ def wants_groups(scale: Scale) -> list[Want]:
     found = []
     for domain in sized_domains(scale):
         here = (Evaluation(scale.setting(domain)),)
-        for flags in ({}, *(flags for _, flags in sized(scale, domain))):
+        for flags in ({}, *(flags for _, flags in sized(scale))):
             found.append(Want(scale.trained(domain, **flags), here, scale.seeds))
     return found
 
@@ -187,7 +187,7 @@ def groups(found: Found) -> Section:
     for domain in sized_domains(scale):
         here, run = scale.setting(domain), scale.trained(domain)
         rows = [(f"G = {default.group_size}, S = {default.pack_size}", found.success(run, here))]
-        for title, flags in sized(scale, domain):
+        for title, flags in sized(scale):
             other = scale.trained(domain, **flags)
             rows.append((title, found.success(other, here)))
             losses.append(
@@ -206,8 +206,8 @@ GROUP_SIZES = Experiment(
     4,
     "groups",
     "How many rollouts of a pack, how many tasks in it?",
-    "G rollouts of each pack at an equal number of rollouts; on FrozenLake also S tasks in a pack at an equal "
-    f"number of tasks. All are tested in packs of {Config().pack_size}. The paper has G = 8 and S = 4.",
+    "G rollouts of each pack at an equal number of rollouts, S tasks in a pack at an equal number of tasks; all are "
+    f"tested in packs of {Config().pack_size}. The paper has G = 8 and S = 4.",
     wants_groups,
     groups,
 )
