@@ -43,6 +43,12 @@ def refusal(weights: Weights) -> str:
     return ""
 
 
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace (32 MiB on an H100) for every stream that computes a product."""
+    return torch.cuda.Stream(device)
+
+
 class CapturedStep:
     """A decoding step as a CUDA graph: the GPU replays it, without Python launching a thousand kernels one by one.
 
@@ -51,7 +57,7 @@ class CapturedStep:
 
     def __init__(self, step: Callable, inputs: tuple[Tensor, ...], pool: tuple[int, int]):
         self.inputs = [value.clone() for value in inputs]
-        stream = torch.cuda.Stream()
+        stream = side_stream(inputs[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # what is made at first use must not be made while capturing; the first replay does this step again

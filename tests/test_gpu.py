@@ -142,6 +142,7 @@ def test_the_report_has_machine_parts_and_figures():
         (["FILE"], {}, "is not a folder"),
         (["FOLDER"], {"GGUF": "nowhere.gguf"}, "GGUF='nowhere.gguf': there is no such file"),
         (["FOLDER"], {"RUN": "nowhere.tar.gz"}, "RUN='nowhere.tar.gz': there is no such file"),
+        (["FOLDER"], {"TOTAL": "8 minutes"}, "TOTAL='8 minutes': must be a whole number of seconds"),
     ],
 )
 def test_what_cannot_work_ends_in_one_line(arguments, environment, message, tmp_path):

@@ -1,5 +1,6 @@
 """policy.py and models.py: the sampler against forward passes, what is trained, loading."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -622,6 +623,29 @@ def test_blocks_of_tokens_and_captured_steps_change_no_sample(block, graphs, win
     assert bool(Replayed.made) == graphs
     if kv_tokens == 1500:
         assert policy.sampler.cache.n_rows * policy.sampler.cache.capacity <= kv_tokens
+
+
+def test_captures_share_a_stream(monkeypatch):
+    """As every further stream would keep memory."""
+    made = []
+
+    class Stream:
+        def __init__(self, device=None):
+            made.append(self)
+
+        def wait_stream(self, other):
+            pass
+
+    current = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(fast, "side_stream", functools.cache(fast.side_stream.__wrapped__))
+    steps = [fast.CapturedStep(lambda x: (x + 1,), (torch.zeros(1),), None) for _ in range(3)]
+    assert [step.outputs for step in steps] == 3 * [(torch.ones(1),)]
+    assert made == [current, made[1]]
 
 
 def test_a_step_that_cannot_be_captured_is_done_plainly(tokenizer, monkeypatch):

@@ -57,12 +57,13 @@ def learning(figure: Figures, folder: Path, seconds: float) -> None:
         pack(run_folder, archive, source)
         train_until(deadline, run_folder)
         pack(run_folder, archive, source)
-        done = len(metrics_of(run_folder)[0])
-        finish(start("train.py", "--resume", run_folder, "--steps", done))  # the evaluations that come at the end
+        steps, tests = metrics_of(run_folder)
+        report(figure, config, steps[first:], tests)
+        finish(start("train.py", "--resume", run_folder, "--steps", len(steps)))  # the evaluations that come at the end
         pack(run_folder, archive, source)
         print(f"written: {archive}, {archive.stat().st_size / 2**20:.1f} MiB")
-        steps, tests = metrics_of(run_folder)
-    report(figure, config, steps[first:], tests)
+        at_last = metrics_of(run_folder)[1]
+    report_tests(figure, {label: test for label, test in at_last.items() if test != tests.get(label)})
 
 
 def unpacked(source: dict, scratch: Path) -> str:
@@ -75,7 +76,7 @@ def unpacked(source: dict, scratch: Path) -> str:
 
 
 def report(figure: Figures, config: Config, steps: list[dict], tests: dict[str, dict]) -> None:
-    """The figures of these training steps and of all evaluations."""
+    """The figures of these training steps and of the evaluations up to then."""
     figure("training steps", len(steps))
     figure("rollouts in them", len(steps) * config.packs_per_step * config.group_size)
     for name in ("time_rollout", "time_train"):
@@ -84,6 +85,10 @@ def report(figure: Figures, config: Config, steps: list[dict], tests: dict[str, 
         mean = sum(s[name] for s in steps) / max(1, len(steps))
         figure(f"{name.removeprefix('speed_')}, mean", mean, "tokens/s")
     figure("largest peak of memory", max((s[m] for s in steps for m in MEMORY), default=0.0), "GiB")
+    report_tests(figure, tests)
+
+
+def report_tests(figure: Figures, tests: dict[str, dict]) -> None:
     for label, test in tests.items():
         ranges = zip(test["success"], test["success_low"], test["success_high"], strict=True)
         cells = " ".join(f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in ranges)
@@ -118,7 +123,7 @@ def train_config(model: str) -> Config:
         eval_every=0,
         test_packs=128,
         checkpoint_every=1,
-        tokens_per_microbatch=16384 if roomy else 8192,
+        tokens_per_microbatch=32768 if roomy else 8192,
     )
 
 
@@ -133,7 +138,7 @@ def imitated(figure: Figures, scratch: Path, config: Config, deadline: float, sp
             policy.chat,
             [("frozenlake", "tiny")],
             10**6 * (seed + 1),
-            packs=2 if REHEARSAL else 8,
+            packs=2 if REHEARSAL else 4,
             pack_size=config.pack_size,
             knobs={"frozenlake": knobs("frozenlake", player, spell_out)},
             seed=seed,

@@ -1,6 +1,8 @@
 """Parts 2 and 3: how far from what the device can do, and rollouts against other ways to sample them."""
 
 import functools
+import gc
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -9,7 +11,7 @@ import torch
 
 from benchmarks import limits
 from benchmarks import rollout as rollouts
-from benchmarks.gpu.common import REHEARSAL, SHAPE, Figures
+from benchmarks.gpu.common import CUDA, REHEARSAL, SHAPE, Figures
 from benchmarks.gpu.run import read_figures
 from benchmarks.shared import counted_replays
 from engine.models import checkpoint_activations
@@ -25,10 +27,17 @@ def limits_of_device(figure: Figures, _folder: Path, _seconds: float) -> None:
     policy = settings.policy()
 
     def training(name: str) -> None:
+        began = time.monotonic()
+        gc.collect()  # the model before this one
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
         with figure.in_memory(f"training over the matrix rate, {name}"):
             done, rate = limits.training(policy, settings)
             figure(f"training over the matrix rate, {name}", done / rate, "", ">= 0.35")
             figure(f"matrix rate when that was measured, {name}", rate / 1e12, "TFLOP/s")
+            if CUDA:
+                figure(f"peak of memory, {name}", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+            figure(f"it took, compiling included, {name}", time.monotonic() - began, "s")
 
     def decoding(policy: Policy, name: str) -> None:
         with figure.in_memory(f"decoding step over its limit, {name}"):
@@ -44,12 +53,13 @@ def limits_of_device(figure: Figures, _folder: Path, _seconds: float) -> None:
     decoding(Policy(policy.model, policy.chat.tokenizer, replace(settings, cuda_graphs=False)), "plain steps")
     policy = settings.policy()  # one whose activations are kept
     training("eager, activations kept")
-    checkpoint_activations(policy.model.get_base_model(), "on")
     if REHEARSAL:  # all but the compiler itself
         eager = functools.partialmethod(torch.nn.Module.compile, backend="eager")
         mock.patch.object(torch.nn.Module, "compile", eager).start()
         mock.patch("shutil.which", return_value="c++").start()
     policy.compile()
+    training("--compile, activations kept")
+    checkpoint_activations(policy.model.get_base_model(), "on")
     training("--compile")
 
 
@@ -78,8 +88,8 @@ def against_naive(figure: Figures, _folder: Path, _seconds: float) -> None:
     with counted_replays() as replays:
         ours = timed(rollouts.Ours, policy, "ours")
     figure("CUDA graphs replayed", len(replays))
-    figure("ours in plain steps over ours", timed(rollouts.Ours, plain, "ours in plain steps") / ours, "times")
     figure("naive loop over ours", timed(rollouts.Naive, policy, "naive loop") / ours, "times", ">= 3")
+    figure("ours in plain steps over ours", timed(rollouts.Ours, plain, "ours in plain steps") / ours, "times")
 
 
 def against_continuous(figure: Figures, folder: Path, _seconds: float) -> None:
