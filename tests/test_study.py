@@ -347,6 +347,21 @@ def test_a_student_learns_from_the_folder_of_its_teacher(uninterrupted, trained)
     assert len(result["steps"]["kl"]) == 1
 
 
+def test_a_build_has_words_of_its_own_and_is_made_once(tmp_path, monkeypatch):
+    calls = []
+
+    def imitate():
+        calls.append(sys.argv[1:])
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "model.safetensors").touch()
+
+    monkeypatch.setattr(work.imitate, "main", imitate)
+    order = {"kind": "built", "words": "own", "seed": 0}
+    first, again = work.do(order, tmp_path), work.do(order, tmp_path)
+    assert calls == [["--words", "own", "--seed", "0", "--output", str(tmp_path / "model")]]
+    assert first["model"] == again["model"] and set(first) == {"model", "seconds"}
+
+
 def test_a_process_does_a_job_and_the_untrained_policy_is_the_base(tmp_path):
     job = small_job(untrained(), Evaluation(SMALL.setting("frozenlake")))
     broken = small_job(SMALL.trained("frozenlake", lora_targets="none_of_these"))

@@ -88,19 +88,21 @@ def claims_effect(found: Found) -> list[Claim]:
         here, run = scale.setting(domain), scale.trained(domain)
         rises.append(Check(domain, minus(found.gap(run, here), found.gap(untrained(), here)), above=0))
         hints += [
-            Check(f"{domain}: gap, minus that blanked", minus(found.gap(run, here), found.gap(run, here, "none")), 0),
-            Check(f"{domain}: gap, blanked", found.gap(run, here, "none"), -0.1, 0.1),
+            Check(
+                f"{domain}: gap, minus that blanked", minus(found.gap(run, here), found.gap(run, here, "none")), above=0
+            ),
+            Check(f"{domain}: gap, blanked", found.gap(run, here, "none"), above=-0.1, below=0.1),
             Check(
                 f"{domain}: last position, minus that with hints of another secret",
                 minus(found.last(run, here), found.last(run, here, "shuffled")),
-                0,
+                above=0,
             ),
         ]
         for budget in budgets(scale):
             for context in parse("own,none"):
                 other = found.last(alone(scale, domain, budget), here, context.name)
                 what = f"{domain}: last position, minus task by task, as many {budget}, {words_for(context)}"
-                better.append(Check(what, minus(found.last(run, here), other), 0))
+                better.append(Check(what, minus(found.last(run, here), other), above=0))
     return [
         Claim("After CoD training success rises more with the position in the pack than before", tuple(rises)),
         Claim("The rise is due to the hints", tuple(hints)),

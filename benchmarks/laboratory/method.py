@@ -37,7 +37,7 @@ def credit(found: Found) -> Section:
         tables.append((f"{domain}/tiny", positions(rows)))
         pictures.append((domain, rows))
         coarse = found.last(scale.trained(domain, credit=COARSE), here)
-        finer.append(Check(domain, minus(found.last(scale.trained(domain), here), coarse), 0))
+        finer.append(Check(domain, minus(found.last(scale.trained(domain), here), coarse), above=0))
     first = DOMAINS[0]
     here = scale.setting(first)
     gain = minus(found.gap(scale.trained(first, credit=COARSE), here), found.gap(untrained(), here))
@@ -110,12 +110,12 @@ def reweighting(found: Found) -> Section:
     for number in sorted(updates(scale)):
         on, off = weighted(scale, number, True), weighted(scale, number, False)
         what = f"{number} update{'s' if number > 1 else ''} per batch"
-        ends.append(Check(what, minus(found.mean(on, here), found.mean(off, here)), 0))
+        ends.append(Check(what, minus(found.mean(on, here), found.mean(off, here)), above=0))
         broken = minus(found.worst(off, "broken_format"), found.worst(on, "broken_format"))
-        stable.append(Check(f"{what}: most broken format without it, minus that with it", broken, 0))
+        stable.append(Check(f"{what}: most broken format without it, minus that with it", broken, above=0))
     for title, flags in scale.some(tuple(MASKS.items())):
         loss = minus(found.mean(default, here), found.mean(scale.trained(UNSTABLE, **flags), here))
-        masks.append(Check(f"default, minus {title}", loss, -0.05))
+        masks.append(Check(f"default, minus {title}", loss, above=-0.05))
     claims = [
         Claim("With re-weighting training ends higher (mean over positions)", tuple(ends)),
         Claim("With re-weighting training is more stable", tuple(stable)),
@@ -191,7 +191,11 @@ def groups(found: Found) -> Section:
             other = scale.trained(domain, **flags)
             rows.append((title, found.success(other, here)))
             losses.append(
-                Check(f"{domain}: default, minus {title}", minus(found.last(run, here), found.last(other, here)), -0.05)
+                Check(
+                    f"{domain}: default, minus {title}",
+                    minus(found.last(run, here), found.last(other, here)),
+                    above=-0.05,
+                )
             )
         tables.append((f"{domain}/tiny", positions(rows)))
         pictures.append((domain, rows))

@@ -46,12 +46,12 @@ def longer(found: Found) -> Section:
             rows += [(f"{domain}, after", found.success(run, setting))]
             rows += [(f"{domain}, the scripted learner", found.success(untrained(), setting, LEARNER))]
             gain = minus(found.last(run, setting), found.last(untrained(), setting))
-            carried.append(Check(f"{domain}, {name}", gain, 0))
+            carried.append(Check(f"{domain}, {name}", gain, above=0))
             if setting.pack_size > scale.default.pack_size:
                 trained_on = scale.default.pack_size - 1
                 packs = found.success(run, setting)
                 rise = {seed: each[:, -1] - each[:, trained_on] for seed, each in packs.items()}
-                rising.append(Check(f"{domain}, {name}: last position, minus position {trained_on}", rise, -0.05))
+                rising.append(Check(f"{domain}, {name}: last position, minus position {trained_on}", rise, above=-0.05))
         tables.append((name, positions(rows)))
     claims = [
         Claim(
@@ -114,7 +114,9 @@ def ralph(found: Found) -> Section:
             rows += [(f"{domain}, trained on packs", found.success(run, loop))]
             if form == "first" and domain in scale.some(DOMAINS):
                 rows += [(f"{domain}, trained in Ralph loops", found.success(scale.trained(domain, ralph=True), loop))]
-            there.append(Check(f"{domain}, {words}", minus(found.last(run, loop), found.last(untrained(), loop)), 0))
+            there.append(
+                Check(f"{domain}, {words}", minus(found.last(run, loop), found.last(untrained(), loop)), above=0)
+            )
         tables.append((f"Tested in Ralph loops, {words}", positions(rows)))
     rows = []
     for domain in scale.some(DOMAINS):
@@ -123,7 +125,7 @@ def ralph(found: Found) -> Section:
         rows += [(f"{domain}, trained on packs", found.success(run, here))]
         rows += [(f"{domain}, trained in Ralph loops", found.success(looped, here))]
         rows += [(f"{domain}, trained in Ralph loops, hints blanked", found.success(looped, here, "none"))]
-        back.append(Check(domain, minus(found.last(looped, here), found.last(untrained(), here)), 0))
+        back.append(Check(domain, minus(found.last(looped, here), found.last(untrained(), here)), above=0))
     tables.append(("Tested on packs of different tasks", positions(rows)))
     claims = [
         Claim("CoD training carries over to Ralph loops (gain at the last position)", tuple(there)),
@@ -185,7 +187,7 @@ def dynamics(found: Found) -> Section:
         for name, words in SKILLS.items():
             first, last = at_ends(found, domain, name)
             rows.append([domain, words, cell(first), cell(last)])
-            gains.append(Check(f"{domain}: {words}", minus(last, first), 0))
+            gains.append(Check(f"{domain}: {words}", minus(last, first), above=0))
         shown = {**SKILLS, "first": "success, first position", "last": "success, last position"}
         lines.append((domain, [(words, series(found, domain, name)) for name, words in shown.items()]))
     header = ["domain", "share of decisions", f"first {AT_ENDS} steps", f"last {AT_ENDS} steps"]

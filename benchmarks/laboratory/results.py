@@ -94,4 +94,5 @@ class Found:
 
     def worst(self, variant: Variant, name: str) -> Values:
         """The largest value of a metric in any step of training."""
-        return {seed: torch.tensor([float(max(values))]) for seed, values in self.steps(variant, name).items()}
+        largest = {s: max(x for x in values if x is not None) for s, values in self.steps(variant, name).items()}
+        return {seed: torch.tensor([float(value)]) for seed, value in largest.items()}

@@ -17,9 +17,8 @@ from evaluation.tables import markdown
 # 6. The matrix
 
 
-def mixtures(scale: Scale) -> list[tuple[str, ...]]:
-    """What is trained on: one domain, two, all."""
-    return [domains for n in range(1, len(DOMAINS) + 1) for domains in itertools.combinations(DOMAINS, n)]
+# what is trained on: one domain, two, all
+MIXTURES = [domains for n in range(1, len(DOMAINS) + 1) for domains in itertools.combinations(DOMAINS, n)]
 
 
 def variant_of(scale: Scale, domains: tuple[str, ...], words: str = "shared") -> Variant:
@@ -28,7 +27,7 @@ def variant_of(scale: Scale, domains: tuple[str, ...], words: str = "shared") ->
 
 def wants_across(scale: Scale) -> list[Want]:
     found = []
-    for domains in [(), *mixtures(scale)]:
+    for domains in [(), *MIXTURES]:
         seeds = scale.single_seeds if len(domains) <= 1 else scale.seeds
         found.append(Want(variant_of(scale, domains), scale.everywhere("own", "none"), seeds))
     return found
@@ -41,7 +40,7 @@ def title_of(domains: tuple[str, ...]) -> str:
 def matrix(found: Found, context: str = "own") -> str:
     """Success at the last position with the gap in brackets; a row for what was trained on."""
     rows = []
-    for domains in [(), *mixtures(found.scale)]:
+    for domains in [(), *MIXTURES]:
         variant = variant_of(found.scale, domains)
         cells = []
         for domain in DOMAINS:
@@ -55,7 +54,7 @@ def matrix(found: Found, context: str = "own") -> str:
 
 def skill_table(found: Found) -> str:
     rows = []
-    for domains in [(), *mixtures(found.scale)]:
+    for domains in [(), *MIXTURES]:
         variant = variant_of(found.scale, domains)
         cells = [
             cell(found.skill(variant, found.scale.setting(domain), name))
@@ -85,8 +84,7 @@ def unseen(sources: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], st
 
 def claims_across(found: Found) -> list[Claim]:
     scale = found.scale
-    singles, pairs = ([m for m in mixtures(scale) if len(m) == n] for n in (1, 2))
-    all_of_them = mixtures(scale)[-1]
+    singles, pairs = ([m for m in MIXTURES if len(m) == n] for n in (1, 2))
     claims = []
     for sources, words in ((singles, "one domain"), (pairs, "two domains")):
         cells = {f"{title_of(a)} to {b}": gain(found, a, b) for a, b in unseen(sources)}
@@ -96,24 +94,24 @@ def claims_across(found: Found) -> list[Claim]:
             Claim(
                 f"What is learnt in {words} carries over to {several}, on average (growth of the gap)",
                 (
-                    Check("mean of all", average(list(cells.values())), 0),
-                    Check("gap, blanked", average(flat), -0.1, 0.1),
+                    Check("mean of all", average(list(cells.values())), above=0),
+                    Check("gap, blanked", average(flat), above=-0.1, below=0.1),
                 ),
             ),
             Claim(
                 f"What is learnt in {words} carries over to {several}, every time",
-                tuple(Check(what, values, 0) for what, values in cells.items()),
+                tuple(Check(what, values, above=0) for what, values in cells.items()),
             ),
         ]
     gains = {name: average([skill_gain(found, a, b, name) for a, b in unseen(singles)]) for name in ("use", "write")}
-    mixed = [
+    together = [
         Check(
             domain,
             minus(
-                found.last(variant_of(scale, all_of_them), scale.setting(domain)),
+                found.last(variant_of(scale, DOMAINS), scale.setting(domain)),
                 found.last(variant_of(scale, (domain,)), scale.setting(domain)),
             ),
-            -0.1,
+            above=-0.1,
         )
         for domain in DOMAINS
     ]
@@ -121,15 +119,15 @@ def claims_across(found: Found) -> list[Claim]:
         *claims,
         Claim(
             "Using hints carries over more than writing them",
-            (Check("use, minus writing", minus(gains["use"], gains["write"]), 0),),
+            (Check("use, minus writing", minus(gains["use"], gains["write"]), above=0),),
         ),
-        Claim("A run on all domains ends at most .1 below a run on each (last position)", tuple(mixed)),
+        Claim("A run on all domains ends at most .1 below a run on each (last position)", tuple(together)),
     ]
 
 
 def gains_of(found: Found, context: str) -> torch.Tensor:
     """Growth of the gap [trained on, tested on]; nan where there is none yet."""
-    found_gains = [[estimate(gain(found, m, domain, context)) for domain in DOMAINS] for m in mixtures(found.scale)]
+    found_gains = [[estimate(gain(found, m, domain, context)) for domain in DOMAINS] for m in MIXTURES]
     return torch.tensor([[each.mean if each else float("nan") for each in row] for row in found_gains])
 
 
@@ -142,7 +140,7 @@ def across(found: Found) -> Section:
 
     def picture():
         given = [("with hints", gains_of(found, "own")), ("hints blanked", gains_of(found, "none"))]
-        return matrices(given, [title_of(m) for m in mixtures(found.scale)], list(DOMAINS), "growth of the gap")
+        return matrices(given, [title_of(m) for m in MIXTURES], list(DOMAINS), "growth of the gap")
 
     return Section(tables, claims_across(found), picture)
 
@@ -188,11 +186,11 @@ def words(found: Found) -> Section:
     claims = [
         Claim(
             "Shared words make transfer larger, on average over all pairs",
-            (Check("shared, minus own", minus(*means), 0),),
+            (Check("shared, minus own", minus(*means), above=0),),
         ),
         Claim(
             "With words of its own in each domain there still is transfer",
-            (Check("own words, mean of all", means[1], 0),),
+            (Check("own words, mean of all", means[1], above=0),),
         ),
     ]
     table = markdown(["growth of the gap", "shared words", "own words"], rows)
@@ -250,9 +248,11 @@ def teachers(found: Found) -> Section:
         tables.append((f"{domain}/tiny", positions(rows)))
         pictures.append((domain, rows))
         keeps.append(
-            Check(f"{domain}: student, minus teacher", minus(own, found.last(scale.trained(domain), here)), -0.1)
+            Check(f"{domain}: student, minus teacher", minus(own, found.last(scale.trained(domain), here)), above=-0.1)
         )
-        beats.append(Check(f"{domain}: student, minus {first}", minus(own, found.last(mixed(scale)[first], here)), 0))
+        beats.append(
+            Check(f"{domain}: student, minus {first}", minus(own, found.last(mixed(scale)[first], here)), above=0)
+        )
     claims = [
         Claim("In each domain the student ends at most .1 below its teacher (last position)", tuple(keeps)),
         Claim("The student ends above the mixed run with as many rollouts (last position)", tuple(beats)),
