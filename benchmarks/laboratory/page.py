@@ -68,6 +68,8 @@ def in_short(claim: Claim) -> str:
     """The quantities of a claim: all of a few, of many the least and the greatest."""
     found = [check.estimate for check in claim.checks]
     known = sorted((each for each in found if each), key=lambda each: each.mean)
+    if not known:
+        return "no runs yet"
     if len(known) > 3:
         return f"{len(known)} quantities from {known[0].mean:+.2f} to {known[-1].mean:+.2f}"
     return "; ".join(each.text if each else "-" for each in found)
