@@ -10,6 +10,9 @@ A job is one training with all the evaluations that any experiment wants of it; 
 thread. What a job has found is a line of results.jsonl in the study's folder, and no job whose line is there is done
 again; so whatever stops the study, the same line goes on. After a change of the method, remove that file and the folder
 of the runs. Experiments are in laboratory/, a job's process is laboratory/work.py.
+
+To stay below six hours on two threads of one core, G and S are varied on FrozenLake alone, re-weighting and clipping on
+Alchemy alone, and other masks with the default number of updates alone.
 """
 
 import sys
@@ -51,7 +54,7 @@ class Settings:
     @property
     def scale(self) -> Scale:
         if self.quick:
-            return Scale(seeds=self.seeds, packs=64, quick=True, base=(("steps", 15),))
+            return Scale(seeds=self.seeds, packs=64, quick=True, base=(("steps", 12),))
         return Scale(seeds=self.seeds)
 
 

@@ -17,13 +17,13 @@ TINY, HARDER = LEVELS
 POLICY = "embedded-policy"
 LEARNER = "learner"  # among contexts: the scripted player in the place of the policy
 QUIET = {"eval_every": 0, "test_packs": 1, "sample_packs": 0}  # the evaluations of train.py itself: as good as none
-STEPS = {1: 1.0, 2: 1.5, 3: 3.0}  # number of domains in a run -> its steps, in those of a run on one
+STEPS = {1: 1.0, 2: 1.0, 3: 3.0}  # number of domains in a run -> its steps, in those of a run on one
 
 # Seconds with two jobs at a time on the two threads of one core: of a default run, of starting a process, of the
 # evaluation of 256 packs on FrozenLake, of a build
-TRAINING, LOADING, EVALUATION, BUILD = 240.0, 15.0, 4.0, 1800.0
+TRAINING, LOADING, EVALUATION, BUILD = 310.0, 15.0, 4.0, 2400.0
 HINT = 2.5  # the work of a hint update, in that of a task (its prompt holds the whole task)
-WORK = {"frozenlake": 1.0, "alchemy": 0.7, "terminal": 0.7}  # of a domain
+WORK = {"frozenlake": 1.0, "alchemy": 0.75, "terminal": 0.9}  # of a domain
 SCORING = 1.3  # of a training with teachers
 
 

@@ -154,6 +154,7 @@ REWEIGHTING = Experiment(
 # ---------------------------------------------------------------------------------------------------------
 # 4. G and S
 
+SIZED = "frozenlake"
 GROUPS, PACKS = (2, 4, 16), (2, 8)  # beside the defaults
 
 
@@ -168,50 +169,33 @@ def sized(scale: Scale) -> list[tuple[str, dict]]:
     return found
 
 
-def sized_domains(scale: Scale) -> tuple[str, ...]:
-    return scale.some(DOMAINS[:2])
-
-
 def wants_groups(scale: Scale) -> list[Want]:
-    found = []
-    for domain in sized_domains(scale):
-        here = (Evaluation(scale.setting(domain)),)
-        for flags in ({}, *(flags for _, flags in sized(scale))):
-            found.append(Want(scale.trained(domain, **flags), here, scale.seeds))
-    return found
+    here = (Evaluation(scale.setting(SIZED)),)
+    return [Want(scale.trained(SIZED, **flags), here, scale.seeds) for flags in ({}, *dict(sized(scale)).values())]
 
 
 def groups(found: Found) -> Section:
-    scale, tables, pictures, losses = found.scale, [], [], []
-    default = scale.default
-    for domain in sized_domains(scale):
-        here, run = scale.setting(domain), scale.trained(domain)
-        rows = [(f"G = {default.group_size}, S = {default.pack_size}", found.success(run, here))]
-        for title, flags in sized(scale):
-            other = scale.trained(domain, **flags)
-            rows.append((title, found.success(other, here)))
-            losses.append(
-                Check(
-                    f"{domain}: default, minus {title}",
-                    minus(found.last(run, here), found.last(other, here)),
-                    above=-0.05,
-                )
-            )
-        tables.append((f"{domain}/tiny", positions(rows)))
-        pictures.append((domain, rows))
+    scale, losses = found.scale, []
+    default, here, run = scale.default, scale.setting(SIZED), scale.trained(SIZED)
+    rows = [(f"G = {default.group_size}, S = {default.pack_size}", found.success(run, here))]
+    for title, flags in sized(scale):
+        other = scale.trained(SIZED, **flags)
+        rows.append((title, found.success(other, here)))
+        loss = minus(found.last(run, here), found.last(other, here))
+        losses.append(Check(f"default, minus {title}", loss, above=-0.05))
     claim = Claim(
         f"G = {default.group_size} and S = {default.pack_size} are at most .05 below any other choice (last position)",
         tuple(losses),
     )
-    return Section(tables, [claim], lambda: by_position(pictures))
+    return Section([(f"{SIZED}/tiny", positions(rows))], [claim], lambda: by_position([(SIZED, rows)]))
 
 
 GROUP_SIZES = Experiment(
     4,
     "groups",
     "How many rollouts of a pack, how many tasks in it?",
-    "G rollouts of each pack at an equal number of rollouts, S tasks in a pack at an equal number of tasks; all are "
-    f"tested in packs of {Config().pack_size}. The paper has G = 8 and S = 4.",
+    f"On {SIZED}: G rollouts of each pack at an equal number of rollouts, S tasks in a pack at an equal number of "
+    f"tasks; all are tested in packs of {Config().pack_size}. The paper has G = 8 and S = 4.",
     wants_groups,
     groups,
 )

@@ -150,8 +150,8 @@ ACROSS = Experiment(
     "across",
     "Does it generalise across domains?",
     "Trained on one domain, on two, on all; tested on each, with hints and with hints blanked. The gap is success at "
-    "the last position minus that at the first. A run on two domains has half as many steps again as a run on one, a "
-    "run on three three times as many.",
+    "the last position minus that at the first. A run on two domains has as many steps as a run on one, "
+    "so half as many in each; a run on three has three times as many.",
     wants_across,
     across,
 )
