@@ -1,6 +1,7 @@
 """The embedded policy: its tokenizer, the drills, the stages of its build, and what the committed one can do."""
 
 import dataclasses
+import functools
 import itertools
 import random
 import re
@@ -262,8 +263,8 @@ def test_a_stage_that_misses_its_goal_ends_the_build(small_build, tmp_path, monk
 def test_a_stage_is_judged_in_every_domain(tokenizer, monkeypatch, capsys):
     policy = Policy(build_model(tokenizer), tokenizer)
     policy.settings = dataclasses.replace(policy.settings, max_reply_tokens=4)
-    judged = building.judge_policy
-    monkeypatch.setattr(building, "judge_policy", lambda *arguments: judged(*arguments, packs=2))
+    for judge_few in (building.judge_policy, building.judge_player):
+        monkeypatch.setattr(building, judge_few.__name__, functools.partial(judge_few, packs=2))
     stage = stages(policy.chat, 0, WORDS["shared"])[3]
     assert building.judged_by_domain(policy, stage) == ["frozenlake/tiny", "alchemy/tiny", "terminal/tiny"]
     assert capsys.readouterr().out.count("broken 100.00%") == 6
