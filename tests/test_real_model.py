@@ -54,7 +54,7 @@ def smollm2(wheels, tmp_path_factory):
 def warm(smollm2):
     """The model after a few steps of imitation."""
     folder = smollm2.parent / "warm"
-    argv = f"--model {smollm2} --output {folder} --player clean --level tiny --lora-rank 16 --lr 3e-3 --steps 3"
+    argv = f"--model {smollm2} --output {folder} --player clean --lora-rank 16 --lr 3e-3 --steps 3"
     run_main(imitate.main, f"{argv} --packs-per-step 1 --pack-size 1 --tokens-per-microbatch 1024")
     return folder
 
