@@ -24,7 +24,7 @@ from engine.models import Lora, add_adapter, checkpoint_activations
 from engine.policy import Policy
 from engine.settings import Sampling
 from envs import make_pack, players
-from imitate import Teacher
+from imitation.teaching import Teacher
 from rollout import Episode, play, run
 
 
