@@ -26,7 +26,8 @@ def write_report(plan: Plan, store: Store) -> Path:
     page = store.folder.with_name(store.folder.name + ".md")
     store.folder.mkdir(parents=True, exist_ok=True)
     begun = [each for each in plan.experiments if any(job in store for job in plan.of(each))]
-    written = {experiment: experiment.section(of(experiment, plan, store)) for experiment in begun}
+    found = {experiment: experiment.section(of(experiment, plan, store)) for experiment in begun}
+    written = {experiment: section for experiment, section in found.items() if says_something(section)}
     parts = ["# The study", introduction(plan), READING, "## Claims", claims_table(written)]
     for experiment in plan.experiments:
         parts += [f"## {experiment.number}. {experiment.title}", experiment.question]
@@ -37,6 +38,11 @@ def write_report(plan: Plan, store: Store) -> Path:
     if ACROSS in begun:
         write_text(store.folder / "matrix.md", matrix(of(ACROSS, plan, store)) + "\n")
     return page
+
+
+def says_something(section: Section) -> bool:
+    """Whether there is a value for any of its claims yet."""
+    return any(check.estimate for claim in section.claims for check in claim.checks)
 
 
 def of(experiment: Experiment, plan: Plan, store: Store) -> Found:
