@@ -102,7 +102,7 @@ def test_sampled_logprobs_are_those_of_a_plain_forward_pass(name, temperature, t
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
         policy.sampler.fresh()
-    assert 10 < sum(reply.truncated for reply in replies) < len(replies) - 10
+    assert 5 < sum(reply.truncated for reply in replies) < len(replies) - 5
 
 
 def test_weights_may_change_in_mid_conversation_if_the_cache_is_emptied(tokenizer):
@@ -466,7 +466,7 @@ def test_logits_exist_in_chunks_only(batch, monkeypatch):
             logp, entropy = policy.logprobs(ids, mask)
         outcomes.append((logp.detach(), entropy, torch.autograd.grad(logp.square().sum(), parameters)))
         kept.append(largest[0])
-    torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(outcomes[0], outcomes[1], atol=5e-4, rtol=1e-3)
     assert mask.sum() > 6 and kept[0] >= mask.sum() * vocabulary
     assert kept[1] <= 3 * vocabulary
 

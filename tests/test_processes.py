@@ -69,6 +69,7 @@ def first_gradient(run):
 
 def test_two_processes_make_the_update_that_one_makes(start_process, tmp_path):
     argv = flags(output=tmp_path, steps=1, packs_per_step=4, group_size=4, max_reply_tokens=64, grad_clip=1e9)
+    argv += ["--updates-per-batch", 1]  # each process splits its own episodes
     argv += ["--test-packs", 5]  # shares of different sizes
     process = start_process([*argv, "--name", "two"], TWO)
     _, err = process.communicate()
