@@ -106,7 +106,7 @@ def test_a_training_step_runs_on_the_warm_model(warm, tmp_path, monkeypatch):
     rewards = random.Random(0)  # of so short replies all would be 0, and then there is no gradient
     monkeypatch.setattr(Penalties, "solve_reward", lambda *_: rewards.random())
     size = "--steps 1 --packs-per-step 1 --group-size 2 --pack-size 2 --max-reply-tokens 24 --test-packs 4"
-    rest = f"--sample-packs 0 --tokens-per-microbatch 1024 --lr 1e-4 --output {tmp_path} --name a"
+    rest = f"--updates-per-batch 1 --sample-packs 0 --tokens-per-microbatch 1024 --lr 1e-4 --output {tmp_path} --name a"
     run_main(train.main, f"--model {warm} {size} {rest}")
     folder = tmp_path / "a"
     [line] = [values for values in map(json.loads, (folder / "metrics.jsonl").open()) if "eval" not in values]
