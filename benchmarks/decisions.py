@@ -19,6 +19,7 @@ from envs import demonstrator, make_pack
 from evaluation.policies import load_policy
 from evaluation.settings import EvalConfig
 from evaluation.skills import skills
+from evaluation.statistics import game, summarise
 from rollout import play, run
 
 SAID = {
@@ -48,10 +49,9 @@ def main() -> None:
     packs = [make_pack(config.env, seed, config.pack_size, config.level) for seed in range(config.packs)]
     with policy.sampling() if isinstance(policy, Policy) else contextlib.nullcontext():
         rollouts = run([play(pack) for pack in packs], policy, "decisions", progress="packs")
-    success = [sum(r.of("solve")[j].outcome for r in rollouts) / len(rollouts) for j in range(config.pack_size)]
-    broken = [episode.broken_format for rollout in rollouts for episode in rollout.episodes]
-    print(f"{settings.policy}, {config.packs} packs: success {' '.join(f'{x:.2f}' for x in success)}")
-    print(f"| share | |\n|---|---|\n| broken replies | {sum(broken) / len(broken):.2f} |")
+    record = summarise(settings.policy, [game(rollout) for rollout in rollouts])
+    print(f"{settings.policy}, {config.packs} packs: success {' '.join(f'{x:.2f}' for x in record['success'])}")
+    print(f"| share | |\n|---|---|\n| broken: of all episodes | {record['broken_format']:.2f} |")
     for name, share in skills(rollouts).items():
         print(f"| {name}: {SAID[name]} | {share:.2f} |")
 

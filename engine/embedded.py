@@ -5,7 +5,7 @@ model. imitation/embedded.py builds it from these.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -30,31 +30,23 @@ TEMPLATE = (
 )
 
 
-def shared_words(env: str) -> Words:
-    """The same words for knowing, guessing and not knowing in all domains."""
-    return Words()
-
-
-def own_words(env: str) -> Words:
-    """Words of its own for each domain."""
-    return {
+WORDS = {  # for knowing, guessing and not knowing: the same in all domains, or own ones in each
+    "shared": dict.fromkeys(DOMAINS, Words()),
+    "own": {
         "frozenlake": Words("I know", "I guess", "unknown"),
         "alchemy": Words("Surely", "Perhaps", "untested"),
         "terminal": Words("Certain", "Trying", "unclear"),
-    }[env]
+    },
+}
 
 
-WORDS = {"shared": shared_words, "own": own_words}
-
-
-def pattern(rules: Iterable[str], words: Iterable[Words]) -> re.Pattern:
+def pattern(rules: Iterable[str], words: Collection[Words]) -> re.Pattern:
     """What a text is cut by. A line of the rules is one piece. A key with its colon ("up: ") is one, the same wherever
     it stands, and a value; so a value is always the next token after its key."""
 
     def one_of(texts: Iterable[str]) -> str:
         return "|".join(map(re.escape, sorted(set(texts), key=lambda text: (-len(text), text))))
 
-    words = list(words)
     key = f"(?:{one_of(KEYS)}): "
     before = one_of(["You made", "Accepted", "Able to", *(w.know for w in words)])
     values = one_of([*VALUES, *(w.unknown for w in words)])
@@ -78,7 +70,7 @@ def played(packs: Iterable[int], knobs: dict, words: str) -> list[Episode]:
     """Episodes of packs of the tiny levels, played by their demonstrators."""
     episodes = []
     for env, level in itertools.product(DOMAINS, LEVELS):
-        player = demonstrator(env, level)(seed=0, words=WORDS[words](env), **knobs)
+        player = demonstrator(env, level)(seed=0, words=WORDS[words][env], **knobs)
         rollouts = run([play(make_pack(env, seed, 4, level)) for seed in packs], player)
         episodes += [episode for rollout in rollouts for episode in rollout.episodes]
     return episodes
@@ -102,7 +94,7 @@ def build_tokenizer(words: str = "shared", packs: int = 1500) -> PreTrainedToken
         AddedToken(f"<|{name}|>", special=True, normalized=False) for name in ("system", "user", "assistant", "end")
     ]
     tokenizer.add_special_tokens(roles)
-    pieces = phrases(texts | {"- up: ", "\n- up: "}, pattern(lines, map(WORDS[words], DOMAINS)))
+    pieces = phrases(texts | {"- up: ", "\n- up: "}, pattern(lines, WORDS[words].values()))
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", model_max_length=8192)
     fast.chat_template = TEMPLATE

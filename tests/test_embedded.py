@@ -74,6 +74,7 @@ def test_the_committed_tokenizer_is_what_is_built(tokenizer):
 
 
 def test_every_key_and_value_is_one_token_wherever_it_stands(tokenizer):
+    assert not set(KEYS) & set(tokenizer.get_added_vocab())  # a key is a token with its colon only
     for key, value in itertools.product(KEYS, [*VALUES, "unknown"]):
         for before, after in (
             ("### BEGIN HINTS\n- ", "\n- x: "),
@@ -92,7 +93,7 @@ def test_whole_conversations_are_rendered_as_they_are_appended(words, env, level
     """On packs that it was not built from; and they are short."""
     tokenizer = tokenizer if words == "shared" else own_words
     packs = [make_pack(env, seed, 4, level) for seed in range(10_000, 10_012)]
-    player = demonstrator(env, level)(seed=1, words=WORDS[words](env), recall=0.5, write=0.5, wrong=0.1)
+    player = demonstrator(env, level)(seed=1, words=WORDS[words][env], recall=0.5, write=0.5, wrong=0.1)
     lengths = []
     for rollout in run(map(play, packs), Teacher(player, ChatFormat(tokenizer))):
         for episode in rollout.episodes:
@@ -160,13 +161,15 @@ GOOD = {"use": 1.0, "explore": 1.0, "write": 1.0, "wrong": 0.0}
     ("skills", "broken", "level", "passed"),
     [
         ({}, 0.0, "tiny", True),
-        ({"use": 0.84}, 0.0, "tiny", False),
-        ({"use": 0.84}, 0.0, "tiny-hard", True),
+        ({"use": 0.89}, 0.0, "tiny", False),
+        ({"use": 0.89}, 0.0, "tiny-hard", True),
         ({"write": 0.84}, 0.0, "tiny-hard", False),
         ({"write": 0.94}, 0.0, "tiny", False),
-        ({"explore": 0.84}, 0.0, "tiny", False),
-        ({"wrong": 0.06}, 0.0, "tiny", False),
-        ({}, 0.011, "tiny", False),
+        ({"explore": 0.89}, 0.0, "tiny", False),
+        ({"wrong": 0.05}, 0.0, "tiny", False),
+        ({}, 0.006, "tiny", False),
+        ({}, 0.006, "tiny-hard", True),
+        ({}, 0.011, "tiny-hard", False),
     ],
 )
 def test_goal_of_the_clean_stage(skills, broken, level, passed):
@@ -271,13 +274,17 @@ def test_a_stage_is_judged_in_every_domain(tokenizer, monkeypatch, capsys):
 
 
 def test_judged_by_hand():
+    """Of two packs of two tasks, the first wins both, the second the last one; one reply of six episodes is broken."""
     rollouts = run(
-        [play(make_pack("alchemy", seed, 2, "tiny")) for seed in range(3)], demonstrator("alchemy", "tiny")()
+        [play(make_pack("alchemy", seed, 2, "tiny")) for seed in range(2)], demonstrator("alchemy", "tiny")()
     )
+    for rollout, outcomes in zip(rollouts, ([1.0, 1.0], [0.0, 1.0]), strict=True):
+        for solved, outcome in zip(rollout.of("solve"), outcomes, strict=True):
+            solved.outcome = outcome
+    rollouts[1].of("update")[0].broken_format = True
     judged = judge(rollouts)
-    solved = [rollout.of("solve") for rollout in rollouts]
-    assert judged.success == [sum(tasks[j].outcome for tasks in solved) / 3 for j in range(2)]
-    assert judged.broken == 0 and judged.skills["wrong"] == 0
+    assert judged.success == [0.5, 1.0] and judged.broken == pytest.approx(1 / 6)
+    assert judged.skills["write"] == 1 and judged.skills["wrong"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------

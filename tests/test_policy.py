@@ -84,7 +84,7 @@ def check_tokens(tokenizer, episode, cap):
 @pytest.mark.parametrize("name", MODELS)
 def test_sampled_logprobs_are_those_of_a_plain_forward_pass(name, temperature, tokenizer):
     """Mixed lengths, several turns, fewer rows than packs; then once more after a weight update."""
-    model = small_model(name, tokenizer, stop_bias=4.5 * temperature)
+    model = small_model(name, tokenizer, stop_bias=5.0 * temperature)
     policy = Policy(model, tokenizer, Sampling(temperature=temperature, max_reply_tokens=12))
     replies = []
     for at_once in (3, 12):
@@ -102,7 +102,7 @@ def test_sampled_logprobs_are_those_of_a_plain_forward_pass(name, temperature, t
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
         policy.sampler.fresh()
-    assert 5 < sum(reply.truncated for reply in replies) < len(replies) - 5
+    assert 10 < sum(reply.truncated for reply in replies) < len(replies) - 10
 
 
 def test_weights_may_change_in_mid_conversation_if_the_cache_is_emptied(tokenizer):
@@ -466,7 +466,9 @@ def test_logits_exist_in_chunks_only(batch, monkeypatch):
             logp, entropy = policy.logprobs(ids, mask)
         outcomes.append((logp.detach(), entropy, torch.autograd.grad(logp.square().sum(), parameters)))
         kept.append(largest[0])
-    torch.testing.assert_close(outcomes[0], outcomes[1], atol=5e-4, rtol=1e-3)
+    (*got, gradients), (*expected, wanted) = outcomes
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert all((one - other).norm() < 1e-5 * other.norm() for one, other in zip(gradients, wanted, strict=True))
     assert mask.sum() > 6 and kept[0] >= mask.sum() * vocabulary
     assert kept[1] <= 3 * vocabulary
 
