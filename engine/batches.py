@@ -56,9 +56,9 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def prefix_groups(episodes: list[Episode]) -> list[tuple[list[Episode], int]]:
+def prefix_groups(episodes: list[Episode], cost: int) -> list[tuple[list[Episode], int]]:
     """(episodes that begin alike, how many first tokens they have in common), so that as few tokens as possible are
-    read in all, if every group costs PASS tokens more.
+    read in all, if every group costs `cost` tokens more.
 
     What they have in common ends before the token that the first sampled one of any is predicted from.
     """
@@ -70,7 +70,7 @@ def prefix_groups(episodes: list[Episode]) -> list[tuple[list[Episode], int]]:
     saved, sizes, prefix = (np.zeros(len(ordered) + 1, int) for _ in range(3))
     for end in range(1, len(ordered) + 1):
         common = np.concatenate([[0], np.minimum.accumulate(alike[: end - 1][::-1])])  # of the last 1, 2, ..., end
-        ways = saved[:end][::-1] + common * np.arange(end) - PASS  # by the size of the last group
+        ways = saved[:end][::-1] + common * np.arange(end) - cost  # by the size of the last group
         last = ways.argmax()
         saved[end], sizes[end], prefix[end] = ways[last], last + 1, common[last]
     found, end = [], len(ordered)
@@ -88,7 +88,7 @@ def micro_batches(episodes: list[Episode], budget: int, longest: int) -> list[tu
     where it is not worth while.
     """
     passes, others = [], {e: len(e.ids) for e in episodes}
-    for group, prefix in prefix_groups(episodes):
+    for group, prefix in prefix_groups(episodes, PASS):
         lengths = {e: len(e.ids) for e in group}
         if max(lengths.values()) <= longest and WORTHWHILE * prefix * len(group) >= sum(lengths.values()):
             for batch in batches_by_length(lengths, budget):
@@ -133,13 +133,13 @@ def batch_of(episodes: list[Episode], prefix: int, device) -> Batch:
     return Batch(ids, mask, logps, advantages, prefix, sum(len(episode.ids) for episode in episodes))
 
 
-def batches_by_length(lengths: dict, budget: int) -> list[list]:
+def batches_by_length(lengths: dict, budget: int, stretch: int = 2) -> list[list]:
     """Keys of `lengths` (key -> number of tokens) in batches of similar length, longest first: a padded batch holds at
-    most `budget` tokens (but at least one key), and nothing in it is padded to more than twice its length."""
+    most `budget` tokens (but at least one key), and nothing in it is padded to more than `stretch` times its length."""
     batches: list[list] = []
     longest = 0
     for key in sorted(lengths, key=lambda key: -lengths[key]):
-        if not batches or (len(batches[-1]) + 1) * longest > budget or 2 * lengths[key] < longest:
+        if not batches or (len(batches[-1]) + 1) * longest > budget or stretch * lengths[key] < longest:
             batches.append([])
             longest = lengths[key]
         batches[-1].append(key)

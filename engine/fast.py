@@ -5,6 +5,7 @@ a reply that is complete makes way for the next while others are still being sam
 once; on a GPU a block of tokens is sampled without waiting for each, through CUDA graphs.
 """
 
+import contextlib
 import functools
 import inspect
 import warnings
@@ -22,6 +23,8 @@ from rollout import Episode
 
 CHOICES = "index_topk keep_window_size".split()  # names of how many keys a layer chooses, where there are more
 PREFILL_TOKENS = 1 << 13  # at most this many prompt tokens go through the model in one forward pass
+# a pass keeps a GPU's host busy for 20 to 40 ms, in which the GPU could read thousands of tokens: rather few passes
+PASS_ON_GPU, STRETCH_ON_GPU = 4096, 4
 
 
 def refusal(weights: Weights) -> str:
@@ -49,6 +52,16 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@contextlib.contextmanager
+def planned_attention():
+    """A block in which cuDNN's attention may be used (`Weights` says why not elsewhere): many steps share a plan."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 class CapturedStep:
     """A decoding step as a CUDA graph: the GPU replays it, without Python launching a thousand kernels one by one.
 
@@ -59,14 +72,15 @@ class CapturedStep:
         self.inputs = [value.clone() for value in inputs]
         stream = side_stream(inputs[0].device)
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # what is made at first use must not be made while capturing; the first replay does this step again
-            step(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # a capture that fails would not leave its stream by itself
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self.graph, pool=pool):
-            self.outputs = step(*self.inputs)
+        with planned_attention():
+            with torch.cuda.stream(stream):
+                # what is made at first use must not be made while capturing; the first replay does this step again
+                step(*self.inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            # a capture that fails would not leave its stream by itself
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self.graph, pool=pool):
+                self.outputs = step(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for buffer, value in zip(self.inputs, inputs, strict=True):
@@ -86,6 +100,7 @@ class Fast:
         self.weights, self.device, self.kv_tokens = weights, weights.device, kv_tokens
         on_gpu = self.device.type == "cuda"
         self.block = 4 if on_gpu else 1  # tokens that are sampled before the host looks at them
+        self.pass_cost, self.stretch = (PASS_ON_GPU, STRETCH_ON_GPU) if on_gpu else (PASS, 2)
         self.cuda_graphs = cuda_graphs and on_gpu
         config = weights.text_config
         self.layer_types = set(getattr(config, "layer_types", None) or [])
@@ -128,19 +143,19 @@ class Fast:
         write, and drafts behind their end, is written over before anything sees it.
         """
         n, rows = self.block, len(self.conversations)
-        tokens, uniform = torch.zeros(rows, 1, dtype=torch.long), torch.zeros(n, rows, 1, dtype=torch.float64)
+        last, draws = [0] * rows, [[0.0] * n] * rows
         for draft in self.drafts:
-            tokens[draft.row] = draft.ids[-1]
-            uniform[:, draft.row, 0] = torch.tensor([draft.rng.random() for _ in range(n)], dtype=torch.float64)
+            last[draft.row], draws[draft.row] = draft.ids[-1], [draft.rng.random() for _ in range(n)]
         longest = max(self.cached[draft.row] for draft in self.drafts)
         length = min(longest + n, max(longest + 1, *(draft.most for draft in self.drafts)))
         self.cache.reserve(rows, max(length, max(self.cached) + 1), self.kv_tokens)
-        tokens, uniform = tokens.to(self.device), uniform.to(self.device)  # [rows, 1], [n, rows, 1]
+        tokens = torch.tensor(last, device=self.device)[:, None]  # [rows, 1]
+        uniform = torch.tensor(draws, dtype=torch.float64, device=self.device)  # [rows, n]
         positions = torch.tensor(self.cached, device=self.device)[:, None]  # [rows, 1]
         step = self._captured_step if self.cuda_graphs else self._step
         sampled = []
         for k in range(n):
-            tokens, logps = step(tokens, positions + k, uniform[k], length)  # [rows, 1] each
+            tokens, logps = step(tokens, positions + k, uniform[:, k : k + 1], length)  # [rows, 1] each
             sampled.append((tokens, logps))
         all_ids, all_logps = (torch.cat(parts, dim=1).tolist() for parts in zip(*sampled, strict=True))  # [rows][n]
         for draft in self.drafts:
@@ -235,15 +250,16 @@ class Fast:
     def _ingest(self, drafts: list[Draft]) -> None:
         """Feed what the cache does not hold yet of each conversation, and sample the first token of the reply."""
         fresh = {draft.episode: draft.row for draft in drafts if self.cached[draft.row] == 0}
-        for group, prefix in prefix_groups(list(fresh)):
-            if (len(group) - 1) * prefix > PASS:  # what they have in common is fed once
+        for group, prefix in prefix_groups(list(fresh), self.pass_cost):
+            if (len(group) - 1) * prefix > self.pass_cost:  # what they have in common is fed once
                 rows = [fresh[episode] for episode in group]
                 self._forward(torch.tensor([group[0].ids[:prefix]], device=self.device), rows[:1], [prefix])
                 self.cache.copy(rows[0], rows[1:], prefix)
                 for row in rows:
                     self.cached[row] = prefix
         pending = {draft: draft.episode.ids[self.cached[draft.row] :] for draft in drafts}
-        for batch in batches_by_length({draft: len(ids) for draft, ids in pending.items()}, PREFILL_TOKENS):
+        lengths = {draft: len(ids) for draft, ids in pending.items()}
+        for batch in batches_by_length(lengths, PREFILL_TOKENS, self.stretch):
             counts = [len(pending[draft]) for draft in batch]
             ids = [torch.tensor(pending[draft]) for draft in batch]
             padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)  # [b, t]

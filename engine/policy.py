@@ -50,6 +50,7 @@ class Policy(Weights):
     def sampling(self):
         """A phase of sampling with the weights of now, the adapter merged: nothing kept by the sampler from before, no
         memory taken by it afterwards."""
+        self.model.eval()
         self.sampler.fresh()
         try:
             with self.merged_adapter():
@@ -64,7 +65,6 @@ class Policy(Weights):
         Complete replies are appended to their episodes (ids, mask, log-probabilities). A conversation that has no room
         for a reply in the model's window stays as it is.
         """
-        self.model.eval()
         drafts, full = [], []
         for episode in episodes:
             length = len(episode.ids)

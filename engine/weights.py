@@ -37,6 +37,10 @@ class Weights:
         self.model, self.settings = model, settings
         self.device, self.dtype = next(model.parameters()).device, model.dtype
         self.half = self.dtype in (torch.bfloat16, torch.float16)
+        if self.device.type == "cuda":
+            # cuDNN's attention makes a plan for every new shape, and here hardly two batches have the same: on an H200
+            # that was more than a third of the time that SmolLM2's rollouts took
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.text_config = model.config.get_text_config()
         self.decoder, self.head = text_decoder(self.base), self.base.get_output_embeddings()

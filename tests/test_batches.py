@@ -33,20 +33,21 @@ def test_batches_by_length_by_hand():
     assert batches_by_length(lengths, 20) == [["a", "b"], ["c", "d"], ["e"]]
     assert batches_by_length(lengths, 19) == [["a"], ["b", "c"], ["d"], ["e"]]
     assert batches_by_length(lengths, 1) == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert batches_by_length(lengths, 20, stretch=5) == [["a", "b"], ["c", "d", "e"]]
     assert batches_by_length({}, 20) == []
 
 
-@given(lengths=st.dictionaries(st.integers(), st.integers(1, 50)), budget=st.integers(1, 300))
-def test_batches_by_length_partition_within_the_budget(lengths, budget):
-    batches = batches_by_length(lengths, budget)
+@given(st.dictionaries(st.integers(), st.integers(1, 50)), st.integers(1, 300), st.integers(1, 4))
+def test_batches_by_length_partition_within_the_budget(lengths, budget, stretch):
+    batches = batches_by_length(lengths, budget, stretch)
     assert sorted(key for batch in batches for key in batch) == sorted(lengths)
     for batch in batches:
         longest, shortest = max(lengths[key] for key in batch), min(lengths[key] for key in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
-        assert longest <= 2 * shortest
+        assert longest <= stretch * shortest
     for batch, after in itertools.pairwise(batches):  # no batch was closed too early
         longest = max(lengths[key] for key in batch)
-        assert (len(batch) + 1) * longest > budget or 2 * lengths[after[0]] < longest
+        assert (len(batch) + 1) * longest > budget or stretch * lengths[after[0]] < longest
 
 
 def test_pad_batch_by_hand():
@@ -75,12 +76,11 @@ def episode_of(ids, sampled):
     return episode
 
 
-def test_prefix_groups_by_hand(monkeypatch):
+def test_prefix_groups_by_hand():
     """What is prefix ends before the token that the first sampled one is predicted from."""
-    monkeypatch.setattr(batching, "PASS", 1)
 
     def prefix(*others):
-        [(family, number)] = prefix_groups([episode_of([1, 2, 3, 4, 5, 6], {4}), *others])
+        [(family, number)] = prefix_groups([episode_of([1, 2, 3, 4, 5, 6], {4}), *others], 1)
         assert len(family) == 1 + len(others)
         return number
 
@@ -92,7 +92,7 @@ def test_prefix_groups_by_hand(monkeypatch):
     assert prefix(episode_of([1, 2, 3], {1})) == 0
     assert prefix(episode_of([1, 2, 3, 8], ())) == 3  # nothing is sampled
     assert prefix() == 0
-    assert prefix_groups([]) == []
+    assert prefix_groups([], 1) == []
 
 
 def ranges(items):
@@ -114,8 +114,7 @@ def test_prefix_groups_are_the_cheapest_ranges(prompts, cost):
         beginnings = [e.ids[: e.mask.index(True) - 1] for e in family]
         return (len(family) - 1) * len(os.path.commonprefix(beginnings)) - cost
 
-    with mock.patch.object(batching, "PASS", cost):
-        found = prefix_groups(episodes)
+    found = prefix_groups(episodes, cost)
     assert sorted(map(id, (e for family, _ in found for e in family))) == sorted(map(id, episodes))
     for family, prefix in found:
         assert len({tuple(e.ids[:prefix]) for e in family}) == 1

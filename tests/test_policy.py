@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import engine.policy as policies
-from engine import batches, embedded, fast, models
+from engine import embedded, fast, models
 from engine import weights as weights_room
 from engine.batches import pad_batch
 from engine.chat import ChatFormat
@@ -357,9 +357,8 @@ def test_prompts_that_begin_alike_are_read_once_and_change_no_sample(kv_tokens, 
     monkeypatch.setattr(Fast, "_forward", lambda self, *a: read.append(sum(a[2])) or forward(self, *a))
     outcomes, tokens = [], []
     for cost in (1 << 30, 0):  # of a forward pass more
-        monkeypatch.setattr(fast, "PASS", cost)
-        monkeypatch.setattr(batches, "PASS", cost)
         policy = Policy(model, tokenizer, Sampling(max_reply_tokens=8, kv_tokens=kv_tokens))
+        policy.sampler.pass_cost = cost
         read.clear()
         outcomes.append(sampled(policy, "a", n=12))
         tokens.append(sum(read))

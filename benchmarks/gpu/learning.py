@@ -102,7 +102,8 @@ def skip(reason: str) -> None:
 
 def train_config(model: str) -> Config:
     """Of the CoD training. Rank 4 keeps a run, with its optimiser, under 16 MiB; as the alpha is that of rank 16 and
-    more, a step changes the weights as much (alpha / rank times the rank)."""
+    more, imitation changes the weights as much (alpha / rank times the rank). For reinforcement learning, which goes on
+    with that adapter, the same rate is too high: 7e-4 destroyed the policy (docs/gpu.md)."""
     if REHEARSAL:
         tiny = {"packs_per_step": 2, "group_size": 2, "pack_size": 2, "test_packs": 4, "max_reply_tokens": 32}
         return Config(model=model, lora_rank=4, steps=1000, eval_every=0, checkpoint_every=1, **tiny)
@@ -113,9 +114,10 @@ def train_config(model: str) -> Config:
         gradient_checkpointing="off" if roomy else "auto",
         lora_rank=4,
         lora_alpha=64,
-        lr=1e-3,
+        lr=1.5e-4,
         lr_schedule="constant",
         warmup_steps=2,
+        updates_per_batch=1,
         packs_per_step=32,
         group_size=4,
         max_reply_tokens=96,
@@ -176,7 +178,7 @@ def train_until(deadline: float, run_folder: Path) -> None:
     while process.poll() is None:
         steps, tests = metrics_of(run_folder)
         if evaluated is None and (len(steps) > have or "before training" in tests and not have):
-            evaluated = time.monotonic() - began
+            evaluated = time.monotonic() - began - sum(s["time_rollout"] + s["time_train"] for s in steps[have:])
         longest = max((s["time_rollout"] + s["time_train"] for s in steps[have:]), default=0.0)
         if len(steps) > have and time.monotonic() + longest + 2 * evaluated + 5 > deadline:
             process.terminate()  # it ends the step that it is in, writes a checkpoint and stops
