@@ -117,7 +117,6 @@ def train_config(model: str) -> Config:
         lr=1.5e-4,
         lr_schedule="constant",
         warmup_steps=2,
-        updates_per_batch=1,
         packs_per_step=32,
         group_size=4,
         max_reply_tokens=96,
