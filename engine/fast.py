@@ -55,11 +55,12 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 @contextlib.contextmanager
 def planned_attention():
     """A block in which cuDNN's attention may be used (`Weights` says why not elsewhere): many steps share a plan."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class CapturedStep:

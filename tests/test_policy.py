@@ -626,8 +626,9 @@ def test_blocks_of_tokens_and_captured_steps_change_no_sample(block, graphs, win
         assert policy.sampler.cache.n_rows * policy.sampler.cache.capacity <= kv_tokens
 
 
-def test_captures_share_a_stream(monkeypatch):
-    """As every further stream would keep memory."""
+@pytest.fixture
+def streams(monkeypatch):
+    """All CUDA streams that are made, the current one first; what is captured just runs."""
     made = []
 
     class Stream:
@@ -644,9 +645,32 @@ def test_captures_share_a_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(fast, "side_stream", functools.cache(fast.side_stream.__wrapped__))
+    return made
+
+
+def test_captures_share_a_stream(streams):
+    """As every further stream would keep memory."""
     steps = [fast.CapturedStep(lambda x: (x + 1,), (torch.zeros(1),), None) for _ in range(3)]
     assert [step.outputs for step in steps] == 3 * [(torch.ones(1),)]
-    assert made == [current, made[1]]
+    assert len(streams) == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_is_captured_with_the_attention_of_cudnn_which_is_off_elsewhere(fails, streams):
+    """As it makes a plan for every new shape."""
+    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    seen = []
+
+    def step(x):
+        seen.append(enabled())
+        if fails and len(seen) == 2:
+            raise RuntimeError("this cannot be captured")
+        return (x,)
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        fast.CapturedStep(step, (torch.zeros(1),), None)
+    assert seen == [True, True] and not enabled()
 
 
 def test_a_step_that_cannot_be_captured_is_done_plainly(tokenizer, monkeypatch):
