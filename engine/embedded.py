@@ -2,6 +2,7 @@
 model. imitation/embedded.py builds it from these.
 """
 
+import functools
 import hashlib
 import itertools
 import re
@@ -124,6 +125,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
     return model
 
 
+@functools.cache
 def fingerprint() -> str:
     """SHA-256 of the prompts and observations of some packs of the tiny levels, but for the rewards in them: of another
     text another number."""

@@ -110,8 +110,8 @@ def interval(values: Tensor) -> tuple[list[float], list[float], list[float]]:
     """
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)  # [2000, N]
-    resampled = torch.stack([values[pick].mean(dim=0) for pick in picks])  # [2000, S]
-    low, high = resampled.quantile(torch.tensor([0.025, 0.975]), dim=0)  # [S], [S]
+    shares = torch.zeros(picks.shape).scatter_add_(1, picks, torch.full(picks.shape, 1 / len(values)))  # [2000, N]
+    low, high = (shares @ values).quantile(torch.tensor([0.025, 0.975]), dim=0)  # [S], [S]
     mean, low, high = ([round(number, 4) for number in numbers.tolist()] for numbers in (values.mean(dim=0), low, high))
     return mean, low, high
 

@@ -28,7 +28,8 @@ torch.set_num_threads(1)
 REPO = Path(__file__).parents[1]
 
 
-SLOW_FILES = ("test_real_model", "test_memory")  # minutes each: first, so that at the end no worker waits for another
+# a minute and more each: first, so that at the end no worker waits for another
+SLOW_FILES = "test_real_model test_resume test_processes test_memory test_damage test_policy test_run_folder".split()
 
 
 def pytest_collection_modifyitems(items):

@@ -212,7 +212,7 @@ def test_every_environment_can_be_trained_on(tmp_path):
     """All of them at once. The embedded policy cannot play them, so there may be nothing to learn from; but it runs."""
     envs = ",".join(f"{env}/{level}" for env, kind in ENVS.items() for level in kind.levels)
     sizes = {
-        "steps": 2,
+        "steps": 1,
         "packs_per_step": len(envs.split(",")),
         "test_packs": 1,
         "eval_every": 0,

@@ -1,16 +1,13 @@
 """benchmarks/memory.py: the computed peaks against those that a real run has on a CPU, as the profiler saw them."""
 
 import gc
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
 from accelerate import Accelerator
-from doubles import REPO
 from torch.profiler import ProfilerActivity, profile
+from training import assert_one_line, run_here
 
 import engine.build
 from benchmarks import memory, shared
@@ -75,8 +72,9 @@ def computed(config: memory.Settings) -> list[float]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is nothing to compute with a GPU")
-@pytest.mark.parametrize("load_in_4bit", [False, True], ids=["bfloat16", "NF4"])
-@pytest.mark.parametrize("gradient_checkpointing", ["on", "off"])
+@pytest.mark.parametrize(
+    "load_in_4bit, gradient_checkpointing", [(False, "off"), (True, "on")], ids=["bfloat16", "NF4"]
+)
 def test_computed_peaks_are_those_of_a_real_run(load_in_4bit, gradient_checkpointing):
     config = settings(load_in_4bit=load_in_4bit, gradient_checkpointing=gradient_checkpointing)
     # within 2 % but on CPUs with AMX, whose kernels take scratch space of their own
@@ -97,7 +95,5 @@ def test_what_takes_memory():
 
 
 def test_a_shape_that_is_not_known_ends_in_one_line():
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "benchmarks/memory.py", "--model", "elsewhere/Other-7B"]
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: model='elsewhere/Other-7B': only")
+    message = run_here(["--model", "elsewhere/Other-7B"], memory.main)
+    assert_one_line(message, "model='elsewhere/Other-7B': only")

