@@ -311,13 +311,6 @@ def test_random_player_from_the_shell(tmp_path):
     assert all(len(record["success"]) == 2 for record in saved["records"])
 
 
-def test_unknown_policy_from_the_shell(tmp_path):
-    done = start("--policy", "runs/nowhere", cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and "runs/nowhere" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
 BAD = {
     "unknown policy folder": (["--policy", "no/such/folder"], ["no/such/folder"]),
     "unknown policy name": (["--policy", "nobody"], ["nobody"]),

@@ -221,13 +221,11 @@ def test_names_beyond_ascii_in_any_locale(start_process, tmp_path):
     settings.write_text(f"# größer\noutput: {tmp_path}\n", encoding="utf-8")
     argv = flags(name="läufer", steps=1, eval_every=0, pack_size=1)
     run = tmp_path / "läufer"
-    for script, options in (("train.py", [settings, *argv]), ("train.py", ["--resume", run])):
+    evaluation = ["--policy", run, "--packs", "2", "--output", tmp_path / "à"]
+    for script, options in (("train.py", [settings, *argv]), ("eval.py", evaluation)):
         process = start_process(options, script=script, env=locale)
         _, err = process.communicate()
         assert process.returncode == 0, err
-    process = start_process(["--policy", run, "--packs", "2", "--output", tmp_path / "à"], script="eval.py", env=locale)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
     assert (run / "curves.png").exists() and (tmp_path / "à" / "eval.png").exists()
     assert len(steps_of(run)) == 1 and run_here(["--resume", run]) == 0
 
