@@ -168,8 +168,8 @@ GOOD = {"use": 1.0, "explore": 1.0, "write": 1.0, "wrong": 0.0}
         ({"explore": 0.89}, 0.0, "tiny", False),
         ({"wrong": 0.05}, 0.0, "tiny", False),
         ({}, 0.006, "tiny", False),
-        ({}, 0.006, "tiny-hard", True),
-        ({}, 0.011, "tiny-hard", False),
+        ({}, 0.03, "tiny-hard", True),
+        ({}, 0.031, "tiny-hard", False),
     ],
 )
 def test_goal_of_the_clean_stage(skills, broken, level, passed):
