@@ -111,7 +111,7 @@ def plays_cleanly(judged: Judged, player: Judged, level: str) -> bool:
     slack = 0.0 if level == "tiny" else 0.1
     plays = judged.skills["use"] >= 0.9 - slack and judged.skills["explore"] >= 0.9 - slack
     writes = judged.skills["write"] >= 0.95 - slack and judged.skills["wrong"] <= 0.04
-    return plays and writes and judged.broken <= (0.005 if level == "tiny" else 0.03)
+    return plays and writes and judged.broken <= (0.005 if level == "tiny" else 0.01)
 
 
 def is_buried(judged: Judged, player: Judged, level: str) -> bool:

@@ -168,8 +168,8 @@ GOOD = {"use": 1.0, "explore": 1.0, "write": 1.0, "wrong": 0.0}
         ({"explore": 0.89}, 0.0, "tiny", False),
         ({"wrong": 0.05}, 0.0, "tiny", False),
         ({}, 0.006, "tiny", False),
-        ({}, 0.03, "tiny-hard", True),
-        ({}, 0.031, "tiny-hard", False),
+        ({}, 0.01, "tiny-hard", True),
+        ({}, 0.011, "tiny-hard", False),
     ],
 )
 def test_goal_of_the_clean_stage(skills, broken, level, passed):
@@ -292,7 +292,7 @@ def test_judged_by_hand():
 
 
 def test_prompts_are_those_that_it_was_built_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "fingerprint", embedded.fingerprint.__wrapped__)  # which is not kept
+    monkeypatch.setattr(embedded, "fingerprint", embedded.fingerprint.__wrapped__)  # without its cache
     (tmp_path / "fingerprint.txt").write_text(embedded.fingerprint() + "\n")
     assert embedded.warning(tmp_path) == "" and embedded.warning(tmp_path / "another") == ""
     assert embedded.warning(REPO / "embedded-policy") == ""

@@ -24,7 +24,7 @@ def named_blocks():
     return {match.group(1): block for match, block in named if match}
 
 
-def test_the_environment_of_the_readme_can_be_trained_on(tmp_path, monkeypatch, capsys):
+def test_the_environment_of_the_readme_can_be_trained_on(start_process, tmp_path, monkeypatch, capsys):
     """From another folder, by a path relative to that; the run then goes on and is evaluated from a third one."""
     for name, text in named_blocks().items():
         (tmp_path / name).write_text(text)
@@ -39,8 +39,9 @@ def test_the_environment_of_the_readme_can_be_trained_on(tmp_path, monkeypatch, 
     assert json.loads((run / "config.json").read_text())["env"] == str(tmp_path / "guess.py")
     assert {line["eval"]["env"] for line in metrics(run) if "eval" in line} == {"guess/tiny"}
     assert len(steps_of(run)) == 2
+    resumed = start_process(["--resume", run], cwd=tmp_path / "third")  # which has not imported the environment yet
+    assert resumed.communicate() and resumed.returncode == 0
     monkeypatch.chdir(tmp_path / "third")
-    assert run_here(["--resume", run]) == 0
     assert run_here(["--policy", run, "--packs", "2"], evaluation.main) == 0
     [written] = (tmp_path / "third" / "eval").iterdir()
     assert written.name == f"{run.name}-on-guess-tiny-2x2"
