@@ -154,9 +154,10 @@ if not (folder / "result.json").exists():
         print("Traceback and so on")
         sys.exit("error: no luck")
     product = folder / ("model" if job["kind"] == "built" else "run/adapter")
-    product.mkdir(parents=True)
+    product.mkdir(parents=True, exist_ok=True)
     (product / ("config.json" if job["kind"] == "built" else "adapter_config.json")).touch()
-    (folder / "result.json").write_text(json.dumps({"from": job["flags"].get("model", "embedded-policy")}))
+    (folder / "new").write_text(json.dumps({"from": job["flags"].get("model", "embedded-policy")}))
+    (folder / "new").replace(folder / "result.json")  # it may be killed anywhere, as a job may
 """
 
 
