@@ -27,9 +27,8 @@ from rollout import Episode, Rollout, play, run
 
 # Alchemy is the hardest to learn: its values are the most alike
 UNEVEN = ("alchemy", "frozenlake", "alchemy", "terminal")
-LESS_UNEVEN = ("frozenlake", "alchemy", "terminal", "frozenlake", "alchemy")
 HARDER = 0.25  # share of packs of level tiny-hard
-MICROBATCH = 8192  # padded tokens; other micro-batches round otherwise, and so give other weights
+MICROBATCH = 2048  # padded tokens, small enough for a cache; others round otherwise, and so give other weights
 MEDIOCRE = {
     "frozenlake": {"plan": 0.85, "recall": 0.36, "explore": 0.36, "write": 0.5, "wrong": 0.03},
     "alchemy": {"recall": 0.3, "again": 0.65, "write": 0.4},
@@ -43,10 +42,12 @@ EFFECTS = {  # what an observation says of a key
 }
 
 
-def drill_table(env: str, rng: random.Random) -> dict[str, str]:
-    """Some keys of a domain with values as a pack might have them."""
+def drill_table(env: str, rng: random.Random, few: bool = False) -> dict[str, str]:
+    """Some keys of a domain with values as a pack might have them; with `few`, Alchemy has but four keys and values."""
     if env == "frozenlake":
         return dict(zip(MOVES, rng.sample(ACTIONS, 4), strict=True))
+    if env == "alchemy" and few:
+        return dict(zip(PRODUCTS[:4], rng.sample(all_pairs(ELEMENTS[:4])[:4], 4), strict=True))
     if env == "alchemy":
         size = 4 + (rng.random() < 0.3)
         n = rng.choice([2, 2, 3, size])  # with few keys only is looking up learnt from values that are so much alike
@@ -56,10 +57,12 @@ def drill_table(env: str, rng: random.Random) -> dict[str, str]:
     return {key: rng.choice(names[:size]) for key, names in NAMES.items()}
 
 
-def drill(chat: ChatFormat, rng: random.Random, words: Mapping[str, Words], lines: int = 24) -> Episode:
+def drill(
+    chat: ChatFormat, rng: random.Random, words: Mapping[str, Words], few: bool = False, lines: int = 24
+) -> Episode:
     """Loose hint, reply and effect lines under one table; to be learnt: each value that an earlier line has shown."""
     env = rng.choices(DOMAINS, [2, 4, 1])[0]
-    table = drill_table(env, rng)
+    table = drill_table(env, rng, few)
     shown: set[str] = set()
     episode = Episode("drill", 0, [], "")
     for _ in range(lines):
@@ -133,15 +136,16 @@ class Stage:
     reached: Callable[[int, float], bool] | None = None  # (step, loss); ends the stage before its steps are over
     knobs: dict[str, dict] | None = None  # the players that it is judged by afterwards
     goal: Callable[[Judged, Judged, str], bool] | None = None  # (policy, player, level)
+    rounds: int = 1  # times that it is done, on other packs, before a goal counts as missed
 
 
 def stages(chat: ChatFormat, seed: int, words: Mapping[str, Words]) -> list[Stage]:
     said = {env: {"words": words[env]} for env in DOMAINS}
     buried = {env: said[env] | MEDIOCRE[env] for env in DOMAINS}
 
-    def drills(number: int) -> list[Episode]:
-        rng = random.Random(f"drills/{seed}/{number}")
-        return [drill(chat, rng, words) for _ in range(64)]
+    def drills(number: int, few: bool = False) -> list[Episode]:
+        rng = random.Random(f"drills/{seed}/{few}/{number}")
+        return [drill(chat, rng, words, few) for _ in range(64)]
 
     def lessons(order: tuple[str, ...], first_pack: int, knobs: dict[str, dict]) -> Lessons:
         return Lessons(chat, [(env, "tiny") for env in order], first_pack, knobs=knobs, harder=HARDER, seed=seed)
@@ -149,10 +153,14 @@ def stages(chat: ChatFormat, seed: int, words: Mapping[str, Words]) -> list[Stag
     def warmed_up(peak: float, steps: int, warm_up: int) -> Callable[[float], float]:
         return lambda progress: peak * min(1.0, (progress * steps + 1) / warm_up)
 
-    clean = lessons(UNEVEN, 10**6, said)
+    drilled = warmed_up(3e-3, 1000, 30)
     return [
-        Stage("drills", 2500, warmed_up(3e-3, 2500, 30), drills, reached=lambda _, loss: loss < 0.12),
-        Stage("clean", 1000, warmed_up(2.5e-3, 1000, 20), clean),
+        # among many values, so much alike, some seeds never find out that the key decides
+        Stage(
+            "first drills", 1000, drilled, lambda number: drills(number, few=True), reached=lambda _, loss: loss < 0.15
+        ),
+        Stage("drills", 1000, drilled, drills, reached=lambda _, loss: loss < 0.12),
+        Stage("clean", 1000, warmed_up(2.5e-3, 1000, 20), lessons(UNEVEN, 10**6, said)),
         # learnt at 2, sampled at 1: next to nothing is left for tokens that do not belong there
         Stage(
             "settling",
@@ -162,14 +170,16 @@ def stages(chat: ChatFormat, seed: int, words: Mapping[str, Words]) -> list[Stag
             temperature=2.0,
             knobs=said,
             goal=plays_cleanly,
+            rounds=3,
         ),
         Stage(
             "mediocre",
             450,
             rise_and_fall(1.2e-3),
-            lessons(LESS_UNEVEN, 3 * 10**6, buried),
+            lessons(DOMAINS, 3 * 10**6, buried),
             knobs=buried,
             goal=is_buried,
+            rounds=3,
         ),
     ]
 
@@ -179,27 +189,44 @@ def build_embedded(seed: int, words: str, partial: Partial) -> Policy:
     reach its goal with this seed."""
     tokenizer = build_tokenizer(words)
     policy = Policy(build_model(tokenizer), tokenizer)
-    saved = partial.read()
-    begun = saved["stage"] if saved else 0
-    if begun:
+    plan = stages(policy.chat, seed, WORDS[words])
+    number, again = 0, 0  # of the stage; how often it has missed its goal
+    if saved := partial.read():
+        number, again = saved["stage"]
         restore(policy, saved["weights"])
-    for number, stage in enumerate(stages(policy.chat, seed, WORDS[words])):
-        if number < begun:
-            continue
+    while number < len(plan):
+        stage = plan[number]
         policy.settings = dataclasses.replace(policy.settings, temperature=stage.temperature)
         done = imitate(
-            policy, stage.batches, stage.steps, stage.lr, stage.name, MICROBATCH, stage.reached, partial, stage=number
+            policy,
+            later(stage.batches, again * stage.steps),
+            stage.steps,
+            stage.lr,
+            stage.name,
+            MICROBATCH,
+            stage.reached,
+            partial,
+            stage=(number, again),
         )
         policy.settings = dataclasses.replace(policy.settings, temperature=1.0)
         missed = [] if done else [f"a loss that low in {stage.steps} steps"]
         if stage.goal:
             missed += judged_by_domain(policy, stage)
         if missed:
-            raise BadInput(
-                f"seed={seed}: stage {stage.name!r} misses its goal in {', '.join(missed)}; try another seed"
-            )
-        partial.write(number + 1, 0, trained(policy), None)
+            said = f"stage {stage.name!r} misses its goal in {', '.join(missed)}"
+            again += 1
+            if again == stage.rounds:
+                raise BadInput(f"seed={seed}: {said}; try another seed")
+            print(f"{said}; round {again + 1} of {stage.rounds}", flush=True)
+        else:
+            number, again = number + 1, 0
+        partial.write((number, again), 0, trained(policy), None)
     return policy
+
+
+def later(batches: Callable[[int], list[Episode]], first: int) -> Callable[[int], list[Episode]]:
+    """The same batches from number `first` on."""
+    return lambda number: batches(first + number)
 
 
 def judged_by_domain(policy: Policy, stage: Stage) -> list[str]:

@@ -94,7 +94,11 @@ class Partial:
         return saved
 
     def write(
-        self, stage: int, done: int, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer | None
+        self,
+        stage: tuple[int, int],
+        done: int,
+        parameters: list[torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer | None,
     ) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".tmp-{self.path.name}")
@@ -129,7 +133,7 @@ def imitate(
     budget: int,
     reached: Callable[[int, float], bool] | None = None,
     partial: Partial | None = None,
-    stage: int = 0,
+    stage: tuple[int, int] = (0, 0),
 ) -> bool:
     """Maximise the likelihood of the masked tokens; `batches` maps the number of a step to its episodes, `lr` progress
     in [0, 1) to a learning rate.
