@@ -1,5 +1,8 @@
-"""Part 1: does it work at all? Training that is killed and resumed, the self-check, CUDA graphs against plain steps."""
+"""Part 1: does it work at all? Training that is killed and resumed, the self-check, CUDA graphs against plain steps,
+the gradient against that of the CPU.
+"""
 
+import copy
 import itertools
 import tempfile
 import time
@@ -15,9 +18,12 @@ from engine.batches import training_batches
 from engine.check import play_a_little
 from engine.errors import BadInput
 from engine.policy import Policy
+from engine.settings import Config
 from envs import make_pack
+from imitation.teaching import trained
 from record.files import checkpoints
-from rollout import play, run
+from rollout import Episode, play, run
+from train import batch_loss
 
 
 def smoke(figure: Figures, _folder: Path, _seconds: float) -> None:
@@ -27,9 +33,11 @@ def smoke(figure: Figures, _folder: Path, _seconds: float) -> None:
     policy = Settings().policy()
     as_trained(figure, policy, "embedded policy", "<= 0.001")
     with_graphs(figure, policy, "embedded policy", ">= 1")
+    as_on_a_cpu(figure, policy, "embedded policy", ">= 0.9999")
     policy = Settings(shape=SHAPE, max_reply_tokens=32).policy()
     as_trained(figure, policy, f"shape {SHAPE}", "<= 0.1")
     with_graphs(figure, policy, f"shape {SHAPE}")
+    as_on_a_cpu(figure, policy, f"shape {SHAPE}", ">= 0.98")
 
 
 def killed_and_resumed(figure: Figures, folder: Path) -> None:
@@ -104,3 +112,29 @@ def with_graphs(figure: Figures, captured: Policy, name: str, goal: str = "") ->
     same = [a == b for a, b in itertools.zip_longest(*found)]
     figure(f"episodes that are the same with CUDA graphs, {name}", sum(same) / len(same), "", goal)
     figure(f"CUDA graphs replayed, {name}", len(replays))
+
+
+def as_on_a_cpu(figure: Figures, policy: Policy, name: str, goal: str) -> None:
+    """The gradient of the adapter, of the loss of a few rollouts: on the GPU in the dtype of the weights against the
+    same weights and tokens on the CPU in float32."""
+    for parameter in trained(policy):
+        if not parameter.any():  # LoRA's B begins at 0, where A has no gradient
+            torch.nn.init.normal_(parameter, std=0.02)
+    episodes = play_a_little(policy, make_pack("frozenlake", 2, 2, "tiny"), 4)
+    for number, episode in enumerate(episodes):
+        episode.advantage = (-1.0) ** number
+    on_cpu = copy.deepcopy(policy.model).to("cpu", torch.float32)
+    other = Policy(on_cpu, policy.chat.tokenizer, policy.settings)
+    here, there = gradient(policy, episodes), gradient(other, episodes)
+    cosine = torch.nn.functional.cosine_similarity(here, there, dim=0).item()
+    figure(f"cosine of the gradient with that of the CPU in float32, {name}", cosine, "", goal)
+    figure(f"its length, in that of the CPU, {name}", (here.norm() / there.norm()).item())
+
+
+def gradient(policy: Policy, episodes: list[Episode]) -> torch.Tensor:
+    """Of all that is trained, as one vector in float64 [n]."""
+    policy.train_mode()
+    n_tokens = sum(episode.n_sampled for episode in episodes)
+    for batch in training_batches(episodes, 8192, policy):
+        batch_loss(policy, batch, n_tokens, Config())[0].backward()
+    return torch.cat([parameter.grad.flatten().double().cpu() for parameter in trained(policy)])
