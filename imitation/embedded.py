@@ -25,8 +25,12 @@ from evaluation.statistics import game, summarise
 from imitation.teaching import Lessons, Partial, imitate, restore, rise_and_fall, trained
 from rollout import Episode, Rollout, play, run
 
-# Alchemy is the hardest to learn: its values are the most alike
-UNEVEN = ("alchemy", "frozenlake", "alchemy", "terminal")
+UNEVEN = (
+    "frozenlake",
+    "alchemy",
+    "frozenlake",
+    "terminal",
+)  # after the drills FrozenLake is the hardest: it has to plan
 HARDER = 0.25  # share of packs of level tiny-hard
 MICROBATCH = 2048  # padded tokens, small enough for a cache; others round otherwise, and so give other weights
 MEDIOCRE = {
