@@ -24,7 +24,7 @@ from engine.models import Lora, add_adapter, checkpoint_activations, load_model,
 from engine.policy import Policy
 from engine.settings import check_bounds, flag, parse_envs
 from envs import demonstrator
-from imitation.embedded import build_embedded
+from imitation.embedded import build_embedded, recipe
 from imitation.teaching import Lessons, Partial, imitate, rise_and_fall
 from record.files import whole_folder
 from record.run import phase
@@ -123,6 +123,8 @@ def main() -> None:
     settings = dataclasses.asdict(config)
     for name in ("tokens_per_microbatch", "gradient_checkpointing", "compile"):  # these may change on the way
         del settings[name]
+    if not config.model:
+        settings["recipe"] = recipe()
     partial = Partial(Path(f"{config.output}.partial"), settings)
     partial.read()  # other settings end here
     torch.manual_seed(config.seed)

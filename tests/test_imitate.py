@@ -1,6 +1,7 @@
 """imitate.py: what the lessons ask for, that imitation learns it, and the command line."""
 
 import copy
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -266,6 +267,14 @@ def test_full_disk_leaves_no_half_a_model(model_folder, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["new.partial"]
     call(monkeypatch, *options)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_build_is_not_gone_on_with_after_a_change_of_the_recipe(tmp_path, monkeypatch):
+    begun = {"settings": dataclasses.asdict(script.ImitateConfig(output=str(tmp_path / "new"))) | {"recipe": "another"}}
+    torch.save(begun, tmp_path / "new.partial")
+    with pytest.raises(SystemExit) as raised:
+        call(monkeypatch, "--output", str(tmp_path / "new"))
+    assert f"recipe='{script.recipe()}': " in str(raised.value) and "begun with 'another'" in str(raised.value)
 
 
 def test_partial_that_cannot_be_read_is_refused_in_one_line(model_folder, tmp_path, monkeypatch):
