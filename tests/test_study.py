@@ -524,6 +524,14 @@ def test_the_matrix_for_the_readme(store, page):
     assert matrix.strip() in page
 
 
+def test_nothing_of_results_that_are_gone_is_left(tmp_path):
+    (tmp_path / "study").mkdir()
+    for name in ("01-effect.png", "matrix.md", "notes.md"):
+        (tmp_path / "study" / name).touch()
+    write_report(plan_of(scale=MADE_UP), Store(tmp_path / "study"))
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["notes.md"]
+
+
 def test_games_of_one_pack_are_one(store):
     """Of Ralph loops over each task there are four games of a pack: 5 packs, 20 games, of which 14 are won at last."""
     found = Found(MADE_UP, plan_of(scale=MADE_UP).jobs, store)

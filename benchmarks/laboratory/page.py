@@ -25,6 +25,8 @@ def write_report(plan: Plan, store: Store) -> Path:
     """The page about all experiments of the plan; returns its path, which is the study's folder with .md at the end."""
     page = store.folder.with_name(store.folder.name + ".md")
     store.folder.mkdir(parents=True, exist_ok=True)
+    for stale in [*store.folder.glob("[0-9][0-9]-*.png"), store.folder / "matrix.md"]:  # of results that may be gone
+        stale.unlink(missing_ok=True)
     begun = [each for each in plan.experiments if any(job in store for job in plan.of(each))]
     found = {experiment: experiment.section(of(experiment, plan, store)) for experiment in begun}
     written = {experiment: section for experiment, section in found.items() if says_something(section)}
