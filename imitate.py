@@ -1,6 +1,6 @@
 """Imitation of scripted players, on rollouts of the same loop: what reinforcement learning starts from.
 
-    python imitate.py --output my-policy                     build the embedded policy from nothing (half an hour)
+    python imitate.py --output my-policy                     build the embedded policy from nothing (40 minutes)
     python imitate.py --model FOLDER --output warm-start     teach a model the reply format by imitation
 
 A scripted player plays packs; its replies are written into the episodes as if the model had sampled them, and the

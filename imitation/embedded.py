@@ -56,7 +56,7 @@ def drill_table(env: str, rng: random.Random, few: bool = False) -> dict[str, st
         return dict(zip(PRODUCTS[:4], rng.sample(all_pairs(ELEMENTS[:4])[:4], 4), strict=True))
     if env == "alchemy":
         size = 4 + (rng.random() < 0.3)
-        n = rng.choice([2, 2, 3, size])  # with few keys only is looking up learnt from values that are so much alike
+        n = rng.choice([2, 2, 3, size])
         keys, pairs = rng.sample(PRODUCTS[:size], n), rng.sample(all_pairs(ELEMENTS[:size]), n)
         return dict(zip(keys, pairs, strict=True))
     size = rng.choice([3, 4])
