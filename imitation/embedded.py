@@ -2,8 +2,8 @@
 
 Stage by stage: drills (copy the value that belongs to a key), the clean demonstrators, the same at a high temperature,
 and at last mediocre ones, which rarely use what they know and write bad hints. What is left for reinforcement learning
-is to find out that good hints, and using them, pay. The last two are judged in every domain, and have to reach their
-goals there.
+is to find out that good hints, and using them, pay. The last two are judged in every domain, and are done again, on
+other packs, until they reach their goals there.
 """
 
 import dataclasses
@@ -27,12 +27,8 @@ from evaluation.statistics import game, summarise
 from imitation.teaching import Lessons, Partial, imitate, restore, rise_and_fall, trained
 from rollout import Episode, Rollout, play, run
 
-UNEVEN = (
-    "frozenlake",
-    "alchemy",
-    "frozenlake",
-    "terminal",
-)  # after the drills FrozenLake is the hardest: it has to plan
+# after the drills FrozenLake is the hardest: it has to plan
+UNEVEN = ("frozenlake", "alchemy", "frozenlake", "terminal")
 HARDER = 0.25  # share of packs of level tiny-hard
 MICROBATCH = 2048  # padded tokens, small enough for a cache; others round otherwise, and so give other weights
 MEDIOCRE = {
