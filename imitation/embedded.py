@@ -27,8 +27,9 @@ from evaluation.statistics import game, summarise
 from imitation.teaching import Lessons, Partial, imitate, restore, rise_and_fall, trained
 from rollout import Episode, Rollout, play, run
 
-# after the drills FrozenLake is the hardest: it has to plan
-UNEVEN = ("frozenlake", "alchemy", "frozenlake", "terminal")
+# after the drills FrozenLake is the hardest: it has to plan; of the mediocre players Alchemy's is the easiest
+CLEAN_SHARES = ("frozenlake", "alchemy", "frozenlake", "terminal")
+MEDIOCRE_SHARES = ("frozenlake", "alchemy", "terminal", "frozenlake", "terminal")
 HARDER = 0.25  # share of packs of level tiny-hard
 MICROBATCH = 2048  # padded tokens, small enough for a cache; others round otherwise, and so give other weights
 MEDIOCRE = {
@@ -162,13 +163,13 @@ def stages(chat: ChatFormat, seed: int, words: Mapping[str, Words]) -> list[Stag
             "first drills", 1000, drilled, lambda number: drills(number, few=True), reached=lambda _, loss: loss < 0.15
         ),
         Stage("drills", 1000, drilled, drills, reached=lambda _, loss: loss < 0.12),
-        Stage("clean", 1000, warmed_up(2.5e-3, 1000, 20), lessons(UNEVEN, 10**6, said)),
+        Stage("clean", 1000, warmed_up(2.5e-3, 1000, 20), lessons(CLEAN_SHARES, 10**6, said)),
         # learnt at 2, sampled at 1: next to nothing is left for tokens that do not belong there
         Stage(
             "settling",
             450,
             lambda progress: 2e-3 * (1 - 0.95 * progress),
-            lessons(UNEVEN, 2 * 10**6, said),
+            lessons(CLEAN_SHARES, 2 * 10**6, said),
             temperature=2.0,
             knobs=said,
             goal=plays_cleanly,
@@ -176,9 +177,9 @@ def stages(chat: ChatFormat, seed: int, words: Mapping[str, Words]) -> list[Stag
         ),
         Stage(
             "mediocre",
-            450,
-            rise_and_fall(1.2e-3),
-            lessons(DOMAINS, 3 * 10**6, buried),
+            600,
+            rise_and_fall(1.5e-3),
+            lessons(MEDIOCRE_SHARES, 3 * 10**6, buried),
             knobs=buried,
             goal=is_buried,
             rounds=3,
